@@ -1,0 +1,31 @@
+//! The shared language of fwsign, fwserve and fwagent: TUF metadata and its verification workflow, and the release
+//! manifest.
+//!
+//! This crate decides and never acts: there is no file, socket, clock or random source in it. Bytes, state and a time
+//! go in; a verdict comes out. Fetching, storing and counting happen in the products, through the two traits of
+//! [`client`].
+//!
+//! Follows TUF specification 1.0.34 and the vocabulary of RFC 9019 and RFC 9124. Deliberate departures, all to the
+//! stricter side, are marked `Departs:` where they are made:
+//!
+//! * JSON with duplicate keys, lone surrogates, or beyond the bounds of [`limits`] is refused;
+//! * a key id that signs twice refuses the file; the same key under two ids counts once;
+//! * a delegated role reached through two parents is verified against each.
+//!
+//! Out of scope: private keys (fwsign), transport and storage (each product), TAP 4 and TAP 15.
+
+pub mod canonical;
+pub mod client;
+pub mod delegation;
+pub mod hex;
+pub mod json;
+pub mod key;
+pub mod layout;
+pub mod limits;
+pub mod manifest;
+pub mod role;
+pub mod signed;
+pub mod target;
+pub mod threshold;
+pub mod time;
+pub mod trusted;
