@@ -1,1 +1,21 @@
-//! placeholder
+//! Signs firmware releases: keys, TUF repository, releases, verification, publishing.
+//!
+//! ```text
+//! cmd (files, options)  ->  release (pure)  ->  signer  ->  transaction: judged by fwmeta and by tough  ->  repo_dir
+//! ```
+
+pub mod cli;
+pub mod clock;
+pub mod cmd;
+pub mod example_keys;
+pub mod failure;
+pub mod keyfile;
+pub mod output;
+pub mod passphrase;
+pub mod payload;
+pub mod publish;
+pub mod release;
+pub mod repo_dir;
+pub mod second_opinion;
+pub mod signer;
+pub mod transaction;
