@@ -1,0 +1,443 @@
+//! A repository directory as it is served: files by name, with their facts, hot ones in memory.
+//!
+//! A cached file is used only while the file system says that it is still the same one (device, inode, length, time), so
+//! that a repository that other programs write is served as it is. Names come from [`crate::routes`]; here every
+//! directory on the way is opened without following symbolic links, so that nothing leads out.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
+use fwmeta::hex;
+use hyper::header::HeaderValue;
+use rustix::fs::{Mode, OFlags};
+use sha2::{Digest, Sha256, Sha512};
+
+use crate::representation::Facts;
+use crate::routes::{self, Caching};
+
+/// Metadata up to this length are kept in memory with their compressed forms.
+const METADATA_IN_MEMORY: u64 = 4 * 1024 * 1024;
+/// Targets up to this length are kept in memory: manifests.
+const TARGET_IN_MEMORY: u64 = 64 * 1024;
+/// Shorter files gain nothing from compression.
+const WORTH_COMPRESSING: u64 = 256;
+/// Bytes of file contents and compressed forms kept in memory.
+const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// Files whose digest is remembered.
+const DIGESTS: usize = 65_536;
+/// Bytes read at a time when hashing.
+const CHUNK: usize = 256 * 1024;
+
+/// What tells one state of a file from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    length: u64,
+    seconds: i64,
+    nanoseconds: i64,
+}
+
+impl Identity {
+    fn of(metadata: &std::fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            length: metadata.len(),
+            seconds: metadata.mtime(),
+            nanoseconds: metadata.mtime_nsec(),
+        }
+    }
+}
+
+/// A file as it is served.
+#[derive(Debug)]
+pub struct Object {
+    /// What answers say about it.
+    pub facts: Facts,
+    /// Its bytes.
+    pub content: Content,
+    identity: Identity,
+    weight: u64,
+    used: AtomicU64,
+}
+
+/// The bytes of a file.
+#[derive(Debug)]
+pub enum Content {
+    /// In memory.
+    Memory {
+        /// As it is.
+        identity: Bytes,
+        /// Compressed, when that is shorter.
+        gzip: Option<Bytes>,
+        /// Compressed, when that is shorter.
+        zstd: Option<Bytes>,
+    },
+    /// To be read while it is sent.
+    File(Arc<File>),
+}
+
+/// A served directory.
+#[derive(Debug)]
+pub struct Repository {
+    dir: PathBuf,
+    short: HeaderValue,
+    cache: RwLock<HashMap<String, Arc<Object>>>,
+    digests: Mutex<HashMap<Identity, String>>,
+    /// Held for reading while metadata are looked up, for writing while a publication switches.
+    switch: RwLock<()>,
+    clock: AtomicU64,
+}
+
+impl Repository {
+    /// Serves `dir`, whose `timestamp.json` caches may keep for `timestamp_max_age` seconds.
+    pub fn new(dir: &Path, timestamp_max_age: u32) -> Self {
+        let short = format!("public, max-age={timestamp_max_age}, must-revalidate");
+        Self {
+            dir: dir.to_owned(),
+            short: HeaderValue::from_str(&short).unwrap_or_else(|_| HeaderValue::from_static("no-cache")),
+            cache: RwLock::default(),
+            digests: Mutex::default(),
+            switch: RwLock::default(),
+            clock: AtomicU64::new(0),
+        }
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Keeps every reader out while metadata that belong together change.
+    pub(crate) fn begin_switch(&self) -> RwLockWriteGuard<'_, ()> {
+        self.switch.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reading(&self) -> RwLockReadGuard<'_, ()> {
+        self.switch.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A file from memory, if it is there and still the one on disk: one system call.
+    pub fn cached(&self, name: &str) -> Option<Arc<Object>> {
+        let _reading = self.reading();
+        let object = {
+            let cache = self.cache.read().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(cache.get(name)?)
+        };
+        let metadata = std::fs::symlink_metadata(self.dir.join(name)).ok()?;
+        (metadata.is_file() && Identity::of(&metadata) == object.identity).then(|| {
+            object.used.store(self.tick(), Ordering::Relaxed);
+            object
+        })
+    }
+
+    /// A file from disk; `None` when there is none of this name. Blocks; hashes a file that it has not seen.
+    ///
+    /// # Errors
+    /// Any error of the file system other than that the file is not there.
+    pub fn load(&self, name: &str) -> io::Result<Option<Arc<Object>>> {
+        let opened = {
+            let _reading = self.reading();
+            open_beneath(&self.dir, name)?
+        };
+        let Some(file) = opened else { return Ok(None) };
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Ok(None);
+        }
+        let identity = Identity::of(&metadata);
+        let is_metadata = name.starts_with("metadata/");
+        let limit = if is_metadata {
+            METADATA_IN_MEMORY
+        } else {
+            TARGET_IN_MEMORY
+        };
+        let in_memory = if identity.length <= limit {
+            Some(read_whole(&file, identity.length)?)
+        } else {
+            None
+        };
+        let digest = match &in_memory {
+            Some(bytes) => hex::encode(&Sha256::digest(bytes)),
+            None => self.digest(&file, identity)?,
+        };
+        let cache_control = match self.caching(name, &digest, &file)? {
+            Caching::Immutable => HeaderValue::from_static("public, max-age=31536000, immutable"),
+            Caching::Short => self.short.clone(),
+            Caching::Revalidate => HeaderValue::from_static("no-cache"),
+        };
+        let modified = metadata.modified()?;
+        let mut facts = Facts::new(identity.length, &digest, modified, &cache_control, content_type(name));
+        let mut weight = 0;
+        let content = match in_memory {
+            None => Content::File(Arc::new(file)),
+            Some(bytes) => {
+                let (gzip, zstd) = if is_metadata { compress(&bytes)? } else { (None, None) };
+                let length = |bytes: &Option<Bytes>| bytes.as_ref().map(|bytes| bytes.len() as u64);
+                if is_metadata {
+                    facts = facts.with_codings(length(&gzip), length(&zstd));
+                }
+                weight = identity.length
+                    + length(&gzip).unwrap_or(0)
+                    + length(&zstd).unwrap_or(0)
+                    + name.len() as u64
+                    + 1024;
+                Content::Memory {
+                    identity: bytes,
+                    gzip,
+                    zstd,
+                }
+            }
+        };
+        let object = Arc::new(Object {
+            facts,
+            content,
+            identity,
+            weight,
+            used: AtomicU64::new(self.tick()),
+        });
+        if weight > 0 {
+            self.remember(name, &object);
+        }
+        Ok(Some(object))
+    }
+
+    /// The SHA-256 of a published file in hexadecimal, hashed once; `None` when there is no such file.
+    ///
+    /// # Errors
+    /// Any error of the file system other than that the file is not there.
+    pub fn sha256(&self, name: &str) -> io::Result<Option<String>> {
+        let Some(file) = open_beneath(&self.dir, name)? else {
+            return Ok(None);
+        };
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Ok(None);
+        }
+        self.digest(&file, Identity::of(&metadata)).map(Some)
+    }
+
+    fn digest(&self, file: &File, identity: Identity) -> io::Result<String> {
+        let known = {
+            let digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+            digests.get(&identity).cloned()
+        };
+        if let Some(digest) = known {
+            return Ok(digest);
+        }
+        let digest = hex::encode(&hash_file::<Sha256>(file)?);
+        let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+        if digests.len() >= DIGESTS {
+            // Rare, and costs no more than hashing again what is asked for again.
+            digests.clear();
+        }
+        digests.insert(identity, digest.clone());
+        Ok(digest)
+    }
+
+    /// A name that claims a digest makes a file immutable only if the claim is true.
+    fn caching(&self, name: &str, sha256: &str, file: &File) -> io::Result<Caching> {
+        if let Some(part) = name.strip_prefix("metadata/") {
+            return Ok(match part {
+                "timestamp.json" => Caching::Short,
+                _ if routes::is_versioned(part) => Caching::Immutable,
+                _ => Caching::Revalidate,
+            });
+        }
+        let claimed = routes::claimed_digest(name).map(str::to_ascii_lowercase);
+        let holds = match claimed.as_deref() {
+            None => false,
+            Some(claimed) if claimed.len() == 64 => claimed == sha256,
+            Some(claimed) => claimed == hex::encode(&hash_file::<Sha512>(file)?),
+        };
+        Ok(if holds { Caching::Immutable } else { Caching::Revalidate })
+    }
+
+    fn remember(&self, name: &str, object: &Arc<Object>) {
+        let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
+        cache.insert(name.to_owned(), Arc::clone(object));
+        let mut total: u64 = cache.values().map(|object| object.weight).sum();
+        while total > CACHE_BYTES {
+            let oldest = cache
+                .iter()
+                .min_by_key(|(_, object)| object.used.load(Ordering::Relaxed));
+            let Some((oldest, weight)) = oldest.map(|(name, object)| (name.clone(), object.weight)) else {
+                break;
+            };
+            cache.remove(&oldest);
+            total -= weight;
+        }
+    }
+
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// Opens `name` below `dir`, following no symbolic link; `None` when it, or a directory on the way, is not there.
+fn open_beneath(dir: &Path, name: &str) -> io::Result<Option<File>> {
+    // NONBLOCK: opening a FIFO must not hang. It has no effect on files.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let absent = |error: rustix::io::Errno| {
+        use rustix::io::Errno;
+        match error {
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG | Errno::NXIO => Ok(None),
+            other => Err(io::Error::from(other)),
+        }
+    };
+    let mut at = match rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(at) => at,
+        Err(error) => return absent(error),
+    };
+    let mut parts = name.split('/').peekable();
+    while let Some(part) = parts.next() {
+        if !routes::is_safe_part(part) {
+            return Ok(None);
+        }
+        let flags = if parts.peek().is_some() {
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
+        } else {
+            flags
+        };
+        at = match rustix::fs::openat(&at, part, flags, Mode::empty()) {
+            Ok(next) => next,
+            Err(error) => return absent(error),
+        };
+    }
+    Ok(Some(File::from(at)))
+}
+
+fn read_whole(file: &File, length: u64) -> io::Result<Bytes> {
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+    let mut reader = file;
+    reader.by_ref().take(length + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 == length {
+        Ok(Bytes::from(bytes))
+    } else {
+        Err(io::Error::other("the file changed while it was read"))
+    }
+}
+
+/// Digest of a whole file, whatever its read position.
+pub(crate) fn hash_file<D: Digest>(file: &File) -> io::Result<Vec<u8>> {
+    let mut digest = D::new();
+    let mut chunk = vec![0; CHUNK];
+    let mut offset = 0;
+    loop {
+        let length = file.read_at(&mut chunk, offset)?;
+        if length == 0 {
+            return Ok(digest.finalize().to_vec());
+        }
+        digest.update(&chunk[..length]);
+        offset += length as u64;
+    }
+}
+
+type Compressed = (Option<Bytes>, Option<Bytes>);
+
+fn compress(bytes: &Bytes) -> io::Result<Compressed> {
+    use std::io::Write;
+    if (bytes.len() as u64) < WORTH_COMPRESSING {
+        return Ok((None, None));
+    }
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+    gzip.write_all(bytes)?;
+    let shorter = |coded: Vec<u8>| (coded.len() < bytes.len()).then(|| Bytes::from(coded));
+    Ok((shorter(gzip.finish()?), shorter(zstd::bulk::compress(bytes, 9)?)))
+}
+
+fn content_type(name: &str) -> &'static str {
+    match name.rsplit_once('.') {
+        Some((_, "json")) => "application/json",
+        Some((_, "zst")) => "application/zstd",
+        Some((_, "gz")) => "application/gzip",
+        Some((_, "tar")) => "application/x-tar",
+        Some((_, "txt")) => "text/plain; charset=utf-8",
+        _ => "application/octet-stream",
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn nothing_leads_out() {
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("secret"), "s").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let targets = dir.path().join("targets");
+        fs::create_dir_all(targets.join("d")).unwrap();
+        fs::write(targets.join("d/f"), "x").unwrap();
+        std::os::unix::fs::symlink(outside.path().join("secret"), targets.join("link")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), targets.join("dirlink")).unwrap();
+        let repository = Repository::new(dir.path(), 1);
+        assert!(repository.load("targets/d/f").unwrap().is_some());
+        for name in [
+            "targets/link",
+            "targets/dirlink/secret",
+            "targets/d",
+            "targets/../x",
+            "targets/no",
+            "targets/d/f/g",
+        ] {
+            assert!(repository.load(name).unwrap().is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_changed_file_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("metadata")).unwrap();
+        let path = dir.path().join("metadata/timestamp.json");
+        let text = |object: &Object| match &object.content {
+            Content::Memory { identity, .. } => identity.clone(),
+            Content::File(_) => panic!("small metadata are kept in memory"),
+        };
+        let repository = Repository::new(dir.path(), 1);
+        let name = "metadata/timestamp.json";
+        assert!(repository.load(name).unwrap().is_none());
+        fwdurable::write_file(&path, b"one").unwrap();
+        assert_eq!(text(&repository.load(name).unwrap().unwrap()), "one");
+        assert_eq!(text(&repository.cached(name).unwrap()), "one");
+        fwdurable::write_file(&path, b"two").unwrap();
+        assert!(repository.cached(name).is_none());
+        assert_eq!(text(&repository.load(name).unwrap().unwrap()), "two");
+        assert_eq!(text(&repository.cached(name).unwrap()), "two");
+        fs::remove_file(&path).unwrap();
+        assert!(repository.cached(name).is_none());
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("metadata")).unwrap();
+        let repository = Repository::new(dir.path(), 1);
+        // Zeros compress to nearly nothing, so that weight is length.
+        let length = usize::try_from(METADATA_IN_MEMORY).unwrap();
+        for version in 1..=18 {
+            let name = format!("metadata/{version}.x.json");
+            fs::write(dir.path().join(&name), vec![0; length]).unwrap();
+            repository.load(&name).unwrap().unwrap();
+        }
+        let total: u64 = repository
+            .cache
+            .read()
+            .unwrap()
+            .values()
+            .map(|object| object.weight)
+            .sum();
+        assert!(total <= CACHE_BYTES, "{total}");
+        assert!(repository.cached("metadata/18.x.json").is_some());
+        assert!(repository.cached("metadata/1.x.json").is_none());
+    }
+}

@@ -1,0 +1,439 @@
+//! Publishing over real sockets, in process and against the real binary.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use fwserve::config::PublishConfig;
+use fwserve::{Config, Running};
+use support::{Answer, Files, Vendor, connect, get, request, sha256, visible};
+
+struct Served {
+    dir: tempfile::TempDir,
+    token: String,
+    running: Running,
+    vendor: Vendor,
+}
+
+fn prepare(dir: &Path, vendor: &Vendor) -> (PublishConfig, String) {
+    let (token_file, root) = (dir.join("tokens"), dir.join("root.json"));
+    fs::write(&root, vendor.root()).unwrap();
+    let token = fwserve::tokens::create(&token_file, "test").unwrap();
+    let config = PublishConfig {
+        token_file,
+        trusted_root: Some(root),
+        max_object: 1 << 20,
+        allow_plain_http: false,
+    };
+    (config, token)
+}
+
+fn repo(dir: &Path) -> PathBuf {
+    let repo = dir.join("repo");
+    fs::create_dir_all(&repo).unwrap();
+    repo
+}
+
+fn serve() -> Served {
+    let dir = tempfile::tempdir().unwrap();
+    let vendor = Vendor::new();
+    let (publish, token) = prepare(dir.path(), &vendor);
+    let mut config = Config::read_only(repo(dir.path()));
+    config.publish = Some(publish);
+    let running = fwserve::start(config).unwrap();
+    Served {
+        dir,
+        token,
+        running,
+        vendor,
+    }
+}
+
+fn call(address: SocketAddr, token: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    let bearer = format!("Bearer {token}");
+    let mut all = vec![("Authorization", bearer.as_str())];
+    all.extend(headers);
+    request(address, method, path, &all, body)
+}
+
+fn upload(address: SocketAddr, token: &str, bytes: &[u8]) -> Answer {
+    let path = format!("/api/v1/objects/{}", sha256(bytes));
+    let length = bytes.len().to_string();
+    let headers = [("Upload-Offset", "0"), ("Upload-Length", length.as_str())];
+    call(address, token, "PUT", &path, &headers, bytes)
+}
+
+fn body(base: Option<&[u8]>, files: &Files) -> String {
+    let base = base.map_or("null".to_owned(), |bytes| format!("\"{}\"", sha256(bytes)));
+    let files: Vec<_> = files
+        .iter()
+        .map(|(name, bytes)| format!("\"{name}\":\"{}\"", sha256(bytes)))
+        .collect();
+    format!("{{\"base\":{base},\"files\":{{{}}}}}", files.join(","))
+}
+
+fn publish(address: SocketAddr, token: &str, base: Option<&[u8]>, files: &Files) -> Answer {
+    for bytes in files.values() {
+        assert_eq!(upload(address, token, bytes).status, 201);
+    }
+    call(
+        address,
+        token,
+        "POST",
+        "/api/v1/publish",
+        &[],
+        body(base, files).as_bytes(),
+    )
+}
+
+const TIMESTAMP: &str = "metadata/timestamp.json";
+
+fn first(vendor: &mut Vendor) -> Files {
+    let mut files = vendor.release("p/1/f", b"one");
+    files.insert("metadata/1.root.json".to_owned(), vendor.root());
+    files
+}
+
+#[test]
+fn a_publication_is_served() {
+    let mut served = serve();
+    let (address, token) = (served.running.address(), served.token.clone());
+    let state = call(address, &token, "GET", "/api/v1/repository", &[], b"");
+    assert_eq!(
+        state.text(),
+        r#"{"root_version":null,"snapshot_version":null,"timestamp":null}"#
+    );
+    let files = first(&mut served.vendor);
+    let answer = publish(address, &token, None, &files);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let digest = sha256(&files[TIMESTAMP]);
+    assert_eq!(
+        answer.text(),
+        format!(r#"{{"ignored":[],"timestamp":{{"sha256":"{digest}","version":1}}}}"#)
+    );
+    for (name, bytes) in &files {
+        assert_eq!(&get(address, &format!("/{name}"), &[]).body, bytes, "{name}");
+    }
+    let state = call(address, &token, "GET", "/api/v1/repository", &[], b"");
+    assert_eq!(
+        state.text(),
+        format!(r#"{{"root_version":1,"snapshot_version":1,"timestamp":{{"sha256":"{digest}","version":1}}}}"#)
+    );
+    // The second one: a rotation of the online key, and the timestamp in the readers' memory is replaced.
+    let (name, root) = served.vendor.rotate(9);
+    let mut second = served.vendor.release("p/2/f", b"two");
+    second.insert(name, root);
+    let answer = publish(address, &token, Some(&files[TIMESTAMP]), &second);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(get(address, "/metadata/timestamp.json", &[]).body, second[TIMESTAMP]);
+    // What is published need not be uploaded again, also under another name, and may be listed again.
+    for bytes in second.values() {
+        let path = format!("/api/v1/objects/{}", sha256(bytes));
+        assert_eq!(call(address, &token, "HEAD", &path, &[], b"").status, 200);
+    }
+    let uploads = repo(served.dir.path()).join(".uploads");
+    assert_eq!(fs::read_dir(&uploads).unwrap().count(), 0, "uploads are used up");
+    let answer = call(
+        address,
+        &token,
+        "POST",
+        "/api/v1/publish",
+        &[],
+        body(Some(&second[TIMESTAMP]), &second).as_bytes(),
+    );
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let third = served.vendor.release("q/1/same", b"two");
+    for (name, bytes) in &third {
+        if name.starts_with("metadata/") {
+            assert_eq!(upload(address, &token, bytes).status, 201);
+        }
+    }
+    let request = body(Some(&second[TIMESTAMP]), &third);
+    let answer = call(address, &token, "POST", "/api/v1/publish", &[], request.as_bytes());
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    for (name, bytes) in &third {
+        assert_eq!(&get(address, &format!("/{name}"), &[]).body, bytes, "{name}");
+    }
+}
+
+#[test]
+fn nothing_is_done_without_a_token() {
+    let served = serve();
+    let address = served.running.address();
+    let object = format!("/api/v1/objects/{}", "ab".repeat(32));
+    for (method, path) in [
+        ("GET", "/api/v1/repository"),
+        ("HEAD", &*object),
+        ("PUT", &*object),
+        ("POST", "/api/v1/publish"),
+    ] {
+        for authorization in [
+            "",
+            "Bearer ",
+            "Bearer wrong",
+            "Basic x",
+            &*format!("Basic {}", served.token),
+        ] {
+            let answer = request(address, method, path, &[("Authorization", authorization)], b"");
+            assert_eq!(answer.status, 401, "{method} {path} {authorization}");
+            assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
+        }
+    }
+    let answer = call(address, &served.token, "GET", "/api/v1/repository", &[], b"");
+    assert_eq!(answer.status, 200, "the control");
+    assert_eq!(visible(&repo(served.dir.path())), Files::new());
+}
+
+#[test]
+fn uploads_resume_after_a_broken_connection() {
+    let served = serve();
+    let (address, token) = (served.running.address(), &served.token);
+    let bytes: Vec<u8> = (0..100_000u32).map(|n| (n / 7) as u8).collect();
+    let path = format!("/api/v1/objects/{}", sha256(&bytes));
+    let head = |expected: u16| {
+        let answer = call(address, token, "HEAD", &path, &[], b"");
+        assert_eq!(answer.status, expected);
+        answer
+    };
+    assert_eq!(head(404).header("upload-offset"), Some("0"));
+    let mut stream = connect(address);
+    write!(
+        stream,
+        "PUT {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nUpload-Offset: 0\r\nUpload-Length: 100000\r\n\
+         Content-Length: 100000\r\n\r\n"
+    )
+    .unwrap();
+    stream.write_all(&bytes[..40_000]).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let _ = stream.read_to_end(&mut Vec::new());
+    let put = |offset: usize, end: usize| {
+        let offset_text = offset.to_string();
+        let headers = [("Upload-Offset", offset_text.as_str()), ("Upload-Length", "100000")];
+        call(address, token, "PUT", &path, &headers, &bytes[offset..end])
+    };
+    let answer = put(0, 100);
+    assert_eq!(
+        (answer.status, answer.header("upload-offset")),
+        (409, Some("40000")),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(head(404).header("upload-offset"), Some("40000"));
+    let answer = put(40_000, 70_000);
+    assert_eq!((answer.status, answer.header("upload-offset")), (202, Some("70000")));
+    assert_eq!(put(70_000, 100_000).status, 201);
+    assert_eq!(head(200).header("content-length"), Some("100000"));
+    assert_eq!(put(0, 100_000).status, 201, "what is complete need not come again");
+}
+
+#[test]
+fn bad_uploads_are_refused() {
+    let served = serve();
+    let (address, token) = (served.running.address(), &served.token);
+    let path = format!("/api/v1/objects/{}", sha256(b"right"));
+    let put = |length: &str, body: &[u8]| {
+        let headers = [("Upload-Offset", "0"), ("Upload-Length", length)];
+        call(address, token, "PUT", &path, &headers, body)
+    };
+    let answer = put("5", b"wrong");
+    assert_eq!(answer.status, 422, "{}", answer.text());
+    assert!(answer.text().contains("sha256 of the upload is"), "{}", answer.text());
+    let head = call(address, token, "HEAD", &path, &[], b"");
+    assert_eq!(head.header("upload-offset"), Some("0"), "what was wrong is discarded");
+    assert_eq!(put("1048577", b"right").status, 413);
+    assert_eq!(put("x", b"right").status, 400);
+    assert_eq!(put("4", b"right").status, 400);
+    assert_eq!(call(address, token, "PUT", &path, &[], b"right").status, 400);
+    assert_eq!(put("5", b"right").status, 201, "the control");
+}
+
+#[test]
+fn refusals_give_the_exact_reason_and_change_nothing() {
+    let mut served = serve();
+    let (address, token) = (served.running.address(), served.token.clone());
+    let files = first(&mut served.vendor);
+    assert_eq!(publish(address, &token, None, &files).status, 200);
+    let before = visible(&repo(served.dir.path()));
+    let good = served.vendor.release("p/2/f", b"two");
+    served.vendor.rotate(8);
+    let bad = served.vendor.release("p/2/f", b"two");
+    let answer = publish(address, &token, Some(&files[TIMESTAMP]), &bad);
+    assert_eq!(answer.status, 422);
+    assert!(
+        answer.text().starts_with(
+            r#"{"error":"refused","reason":"devices would refuse it: timestamp metadata refused: keys of root: "#
+        ),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(visible(&repo(served.dir.path())), before);
+    let stale = call(
+        address,
+        &token,
+        "POST",
+        "/api/v1/publish",
+        &[],
+        body(Some(b"older"), &good).as_bytes(),
+    );
+    assert_eq!(stale.status, 409, "{}", stale.text());
+    assert!(stale.text().contains("\"error\":\"conflict\""));
+    for garbage in ["", "{", "[1]", "{\"base\":null,\"files\":{\"../x\":\"y\"}}"] {
+        let answer = call(address, &token, "POST", "/api/v1/publish", &[], garbage.as_bytes());
+        assert_eq!(answer.status, 400, "{garbage}");
+    }
+    assert_eq!(visible(&repo(served.dir.path())), before);
+    let answer = publish(address, &token, Some(&files[TIMESTAMP]), &good);
+    assert_eq!(answer.status, 200, "the control: {}", answer.text());
+}
+
+#[test]
+fn of_concurrent_publishers_one_wins() {
+    let mut served = serve();
+    let (address, token) = (served.running.address(), served.token.clone());
+    let files = first(&mut served.vendor);
+    assert_eq!(publish(address, &token, None, &files).status, 200);
+    let candidates: Vec<Files> = (0..4)
+        .map(|n| {
+            let mut vendor = Vendor::new();
+            vendor.version = 1 + n;
+            vendor.release("p/2/f", format!("contents {n}").as_bytes())
+        })
+        .collect();
+    for candidate in &candidates {
+        for bytes in candidate.values() {
+            assert_eq!(upload(address, &token, bytes).status, 201);
+        }
+    }
+    let answers: Vec<Answer> = std::thread::scope(|scope| {
+        let threads: Vec<_> = candidates
+            .iter()
+            .map(|candidate| {
+                let body = body(Some(&files[TIMESTAMP]), candidate);
+                let token = &token;
+                scope.spawn(move || call(address, token, "POST", "/api/v1/publish", &[], body.as_bytes()))
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let won: Vec<usize> = (0..4).filter(|n| answers[*n].status == 200).collect();
+    assert_eq!(won.len(), 1, "{answers:?}");
+    assert_eq!(
+        answers.iter().filter(|answer| answer.status == 409).count(),
+        3,
+        "{answers:?}"
+    );
+    assert_eq!(
+        get(address, "/metadata/timestamp.json", &[]).body,
+        candidates[won[0]][TIMESTAMP]
+    );
+}
+
+/// The real binary, with its address.
+fn spawn(dir: &Path, publish: &PublishConfig) -> (Child, SocketAddr) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_fwserve"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--repo"])
+        .arg(repo(dir))
+        .arg("--publish-token-file")
+        .arg(&publish.token_file)
+        .arg("--trusted-root")
+        .arg(publish.trusted_root.as_ref().unwrap())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let address = line.trim().strip_prefix("listening on http://").expect("the address");
+    (child, address.parse().unwrap())
+}
+
+#[test]
+fn a_killed_server_leaves_the_old_or_the_new_repository() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut vendor = Vendor::new();
+    let (config, token) = prepare(dir.path(), &vendor);
+    let (mut child, mut address) = spawn(dir.path(), &config);
+    let mut current = first(&mut vendor);
+    assert_eq!(publish(address, &token, None, &current).status, 200);
+    for round in 0..8u64 {
+        let next = vendor.release(&format!("p/{round}/g"), format!("round {round}").as_bytes());
+        for bytes in next.values() {
+            assert_eq!(upload(address, &token, bytes).status, 201);
+        }
+        let body = body(Some(&current[TIMESTAMP]), &next);
+        let mut stream = connect(address);
+        write!(
+            stream,
+            "POST /api/v1/publish HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        // Somewhere in the request, which takes a few milliseconds.
+        std::thread::sleep(std::time::Duration::from_millis(round * 2));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        (child, address) = spawn(dir.path(), &config);
+        let served = get(address, "/metadata/timestamp.json", &[]).body;
+        assert!(
+            served == current[TIMESTAMP] || served == next[TIMESTAMP],
+            "round {round}"
+        );
+        if served != next[TIMESTAMP] {
+            // Uploads outlive the crash: the same publication now succeeds.
+            let answer = call(address, &token, "POST", "/api/v1/publish", &[], body.as_bytes());
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+        for (name, bytes) in &next {
+            assert_eq!(&get(address, &format!("/{name}"), &[]).body, bytes, "{name}");
+        }
+        current = next;
+    }
+    // The end is orderly.
+    let status = Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert!(status.success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn the_command_line_reports_faults() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_fwserve"))
+            .args(arguments)
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code().unwrap(), text)
+    };
+    assert_eq!(run(&["serve"]).0, 2);
+    let (code, text) = run(&["serve", "--repo", "nowhere"]);
+    assert_eq!(code, 3, "{text}");
+    assert!(text.starts_with("fwserve: repository nowhere: "), "{text}");
+    let (code, text) = run(&["serve", "--repo", "nowhere", "--json"]);
+    assert_eq!(code, 3);
+    assert!(
+        text.starts_with(r#"{"error":"environment","message":"repository nowhere"#),
+        "{text}"
+    );
+    let (code, token) = run(&["token", "new", "--name", "ci", "--file", "tokens"]);
+    assert_eq!((code, token.trim().len()), (0, 68), "{token}");
+    assert_eq!(run(&["token", "new", "--name", "ci", "--file", "tokens"]).0, 2);
+    let (code, text) = run(&[
+        "serve",
+        "--repo",
+        ".",
+        "--listen",
+        "0.0.0.0:0",
+        "--publish-token-file",
+        "tokens",
+    ]);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("plain HTTP"), "{text}");
+}
