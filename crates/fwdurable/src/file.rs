@@ -7,8 +7,10 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Marks the temporary files of this module: `.NAME` + this + process id and a counter.
+/// Marks the temporary files of this module: `.NAME` + this + process id, `-` and a counter.
 const TEMPORARY_MARK: &str = ".tmp-";
+/// Temporary names that are tried: each one taken is what a crash left, and start-up sweeps those.
+const ATTEMPTS: u32 = 1000;
 
 /// Replaces `path` by a file with these bytes, mode 0644, atomically and durably.
 ///
@@ -62,10 +64,20 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 /// # Errors
 /// Any other error of the file system.
 pub fn remove_file(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => sync_dir(parent(path)),
+    removed(path, fs::remove_file(path))
+}
+
+/// Makes a removal durable, also one that an earlier attempt began: a crash between its two steps leaves a name that is
+/// gone, and that a power cut may still bring back.
+pub(crate) fn removed(path: &Path, result: io::Result<()>) -> io::Result<()> {
+    let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    match result {
+        Err(error) if !absent(&error) => Err(error),
+        _ => match sync_dir(parent(path)) {
+            // Without the directory there is nothing to bring back.
+            Err(error) if absent(&error) => Ok(()),
+            other => other,
+        },
     }
 }
 
@@ -93,13 +105,18 @@ pub fn sweep_temporaries(dir: &Path) -> io::Result<()> {
     };
     for entry in entries {
         let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with('.') && name.contains(TEMPORARY_MARK) && entry.file_type()?.is_file() {
+        if is_temporary(&entry.file_name().to_string_lossy()) && entry.file_type()?.is_file() {
             fs::remove_file(entry.path())?;
         }
     }
     Ok(())
+}
+
+fn is_temporary(name: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    name.strip_prefix('.')
+        .and_then(|name| name.rsplit_once(TEMPORARY_MARK)?.1.split_once('-'))
+        .is_some_and(|(process, counter)| number(process) && number(counter))
 }
 
 /// The directory that holds `path`.
@@ -108,12 +125,7 @@ pub(crate) fn parent(path: &Path) -> &Path {
 }
 
 fn write_temporary(path: &Path, bytes: &[u8], mode: u32) -> io::Result<PathBuf> {
-    let temporary = temporary_name(path)?;
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)?;
+    let (temporary, mut file) = create_temporary(path, mode)?;
     let written = file
         .set_permissions(fs::Permissions::from_mode(mode))
         .and_then(|()| file.write_all(bytes))
@@ -123,6 +135,24 @@ fn write_temporary(path: &Path, bytes: &[u8], mode: u32) -> io::Result<PathBuf> 
         return Err(error);
     }
     Ok(temporary)
+}
+
+/// A file that a crash left is no reason to fail: a device gives its processes the same ids at each boot, so the names of
+/// this process may be taken by its predecessor's.
+fn create_temporary(path: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
+    let mut attempt = 1;
+    loop {
+        let temporary = temporary_name(path)?;
+        let created = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temporary);
+        match created {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < ATTEMPTS => attempt += 1,
+            other => return other.map(|file| (temporary, file)),
+        }
+    }
 }
 
 fn temporary_name(path: &Path) -> io::Result<PathBuf> {

@@ -39,6 +39,24 @@ fn write_file_replaces_whole_and_leaves_no_temporary() {
 }
 
 #[test]
+fn what_an_earlier_process_of_the_same_id_left_is_no_obstacle() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("state");
+    // Other tests count on at the same time, so that all names of the near future are taken.
+    for counter in 0..500 {
+        fs::write(
+            dir.path().join(format!(".state.tmp-{}-{counter}", std::process::id())),
+            b"torn",
+        )
+        .unwrap();
+    }
+    write_file(&path, b"whole").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"whole");
+    sweep_temporaries(dir.path()).unwrap();
+    assert_eq!(names(dir.path()), ["state"]);
+}
+
+#[test]
 fn failed_write_keeps_the_old_file() {
     let dir = tempdir().unwrap();
     let path = dir.path().join("taken");
@@ -70,6 +88,8 @@ fn removing_what_is_absent_is_success() {
     let dir = tempdir().unwrap();
     remove_file(&dir.path().join("none")).unwrap();
     remove_tree(&dir.path().join("none")).unwrap();
+    remove_file(&dir.path().join("none/below")).unwrap();
+    remove_tree(&dir.path().join("none/below")).unwrap();
     write_file(&dir.path().join("one"), b"1").unwrap();
     remove_file(&dir.path().join("one")).unwrap();
     assert!(names(dir.path()).is_empty());
@@ -95,11 +115,20 @@ fn trees_are_created_synced_moved_and_removed() {
 #[test]
 fn sweep_removes_only_our_temporaries() {
     let dir = tempdir().unwrap();
-    for name in [".state.tmp-17-0", "state", ".hidden", "not.tmp-1-1"] {
+    let kept = [
+        ".a.tmp-",
+        ".a.tmp-1-",
+        ".a.tmp-1-1.bak",
+        ".hidden",
+        ".x.tmp-file",
+        "not.tmp-1-1",
+        "state",
+    ];
+    for name in kept.iter().chain(&[".state.tmp-17-0", ".a.tmp-1-1.tmp-2-3"]) {
         fs::write(dir.path().join(name), b"").unwrap();
     }
     sweep_temporaries(dir.path()).unwrap();
-    assert_eq!(names(dir.path()), [".hidden", "not.tmp-1-1", "state"]);
+    assert_eq!(names(dir.path()), kept);
     sweep_temporaries(&dir.path().join("none")).unwrap();
 }
 
@@ -166,6 +195,26 @@ fn every_flipped_byte_of_one_copy_is_survived_and_repaired() {
         twin.repair().unwrap();
         assert_eq!(twin.load().unwrap(), record(b"floor 7", 1, false));
     }
+}
+
+#[test]
+fn a_copy_that_cannot_be_read_is_survived() {
+    let dir = tempdir().unwrap();
+    let twin = Twin::new(dir.path().join("r"), 64);
+    twin.store(b"floor 7").unwrap();
+    fs::remove_file(dir.path().join("r.a")).unwrap();
+    // Reading fails, as on a bad block.
+    fs::create_dir(dir.path().join("r.a")).unwrap();
+    assert_eq!(twin.load().unwrap(), record(b"floor 7", 1, true));
+    fs::write(dir.path().join("r.b"), b"").unwrap();
+    assert!(matches!(
+        twin.load(),
+        Err(TwinError::BothDamaged {
+            first: Damage::Unreadable,
+            second: Damage::Length,
+            ..
+        })
+    ));
 }
 
 #[test]

@@ -4,15 +4,24 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use crate::file::{parent, sync_dir};
+use crate::file::{parent, removed, sync_dir};
 
 /// Creates the directory `path` and the missing ones above it, each entry durable.
 ///
 /// # Errors
 /// Any error of the file system.
 pub fn create_dir_all(path: &Path) -> io::Result<()> {
-    if path.as_os_str().is_empty() || path.is_dir() {
+    if path.as_os_str().is_empty() {
         return Ok(());
+    }
+    if path.is_dir() {
+        // An interrupted call may have made it and not reached the fsync. Only the deepest one: each is synced before the
+        // next is made.
+        return match sync_dir(parent(path)) {
+            // Then it is the parent's owner who made it.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            other => other,
+        };
     }
     create_dir_all(parent(path))?;
     match fs::create_dir(path) {
@@ -26,11 +35,7 @@ pub fn create_dir_all(path: &Path) -> io::Result<()> {
 /// # Errors
 /// Any other error of the file system.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => sync_dir(parent(path)),
-    }
+    removed(path, fs::remove_dir_all(path))
 }
 
 /// Makes every file and directory at and below `path` durable, the deepest first. Symbolic links live in their

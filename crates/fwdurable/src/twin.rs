@@ -90,6 +90,9 @@ pub enum Damage {
     /// The file is not there.
     #[error("missing")]
     Missing,
+    /// The medium does not give it back, or something else has its name.
+    #[error("unreadable")]
+    Unreadable,
     /// The file ends early or is longer than it says.
     #[error("wrong length")]
     Length,
@@ -202,6 +205,7 @@ impl Twin {
         match read_bounded(&path, limit) {
             Ok(bytes) => Ok(decode(&bytes, self.limit)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Err(Damage::Missing)),
+            Err(error) if is_damage(&error) => Ok(Err(Damage::Unreadable)),
             Err(source) => Err(TwinError::Io {
                 path,
                 action: "reading",
@@ -218,6 +222,14 @@ impl Twin {
             source,
         })
     }
+}
+
+/// Whether a read failed because of what is on the medium: that the other copy makes good. A lack of permission or of
+/// open files says nothing about the copy, and must not let an older one take its place.
+fn is_damage(error: &io::Error) -> bool {
+    // EIO, EBADMSG and EUCLEAN: a bad block, or a checksum or structure of the file system that does not hold.
+    const MEDIUM: [i32; 3] = [5, 74, 117];
+    error.kind() == io::ErrorKind::IsADirectory || error.raw_os_error().is_some_and(|code| MEDIUM.contains(&code))
 }
 
 fn record(copy: Copy, degraded: bool) -> Loaded {
