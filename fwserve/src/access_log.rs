@@ -4,7 +4,7 @@
 //! {"bytes":512,"method":"GET","ms":1,"path":"/metadata/timestamp.json","remote":"192.0.2.1:4242","status":200,"time":"…"}
 //! ```
 //!
-//! Header values are never logged, and so tokens are not. Control characters are escaped by JSON.
+//! A publisher's request has the name of its token as `token`, and an answer of 500 or 503 its reason as `fault`. Header values are never logged, and so tokens are not. Control characters are escaped by JSON.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use fwmeta::json::object;
+use fwmeta::json::{Value, object};
 use fwmeta::time::UtcSeconds;
 
 use crate::config::AccessLogTo;
@@ -20,13 +20,18 @@ use crate::config::AccessLogTo;
 /// Bytes of a path in the log; longer ones are cut.
 const PATH_BYTES: usize = 1024;
 
+type Writer = Arc<Mutex<Box<dyn Write + Send>>>;
+
 /// Where lines go.
 #[derive(Clone)]
-pub struct AccessLog(Option<Arc<Mutex<Box<dyn Write + Send>>>>);
+pub struct AccessLog {
+    writer: Option<Writer>,
+    last_fault: Arc<Mutex<String>>,
+}
 
 impl std::fmt::Debug for AccessLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("AccessLog").field(&self.0.is_some()).finish()
+        f.debug_struct("AccessLog").finish_non_exhaustive()
     }
 }
 
@@ -37,21 +42,33 @@ impl AccessLog {
     /// When the file cannot be opened for appending.
     pub fn open(to: &AccessLogTo) -> io::Result<Self> {
         let writer: Box<dyn Write + Send> = match to {
-            AccessLogTo::Nowhere => return Ok(Self(None)),
+            AccessLogTo::Nowhere => return Ok(Self::new(None)),
             AccessLogTo::Stdout => Box::new(io::stdout()),
             AccessLogTo::File(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
         };
-        Ok(Self(Some(Arc::new(Mutex::new(writer)))))
+        Ok(Self::new(Some(writer)))
     }
 
-    /// A log into any writer.
-    pub fn to_writer(writer: impl Write + Send + 'static) -> Self {
-        Self(Some(Arc::new(Mutex::new(Box::new(writer)))))
+    fn new(writer: Option<Box<dyn Write + Send>>) -> Self {
+        Self {
+            writer: writer.map(|writer| Arc::new(Mutex::new(writer))),
+            last_fault: Arc::default(),
+        }
+    }
+
+    /// Tells the operator on standard error why the server could not do what it should; the same reason only once until
+    /// there is another.
+    pub fn fault(&self, reason: &str) {
+        let mut last = self.last_fault.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != reason {
+            reason.clone_into(&mut last);
+            let _ = writeln!(io::stderr(), "fwserve: {reason}");
+        }
     }
 
     /// Begins the entry of a request; `None` when nothing is logged.
     pub fn begin(&self, remote: SocketAddr, method: &str, path: &str) -> Option<Entry> {
-        let writer = self.0.clone()?;
+        let writer = self.writer.clone()?;
         let mut end = path.len().min(PATH_BYTES);
         while !path.is_char_boundary(end) {
             end -= 1;
@@ -64,13 +81,15 @@ impl AccessLog {
             begun: Instant::now(),
             status: 0,
             bytes: 0,
+            token: None,
+            fault: None,
         })
     }
 }
 
 /// A request in progress. Its line is written on drop, so also when the client goes away.
 pub struct Entry {
-    writer: Arc<Mutex<Box<dyn Write + Send>>>,
+    writer: Writer,
     remote: SocketAddr,
     method: String,
     path: String,
@@ -79,6 +98,10 @@ pub struct Entry {
     pub status: u16,
     /// Bytes of body handed to the connection.
     pub bytes: u64,
+    /// Name of the token of a publisher's request.
+    pub token: Option<String>,
+    /// Why the server could not do what it should.
+    pub fault: Option<String>,
 }
 
 impl std::fmt::Debug for Entry {
@@ -110,8 +133,13 @@ impl Drop for Entry {
                     .unwrap_or(u64::MAX)
                     .into(),
             ),
-        ])
-        .to_json();
+        ]);
+        if let Value::Object(members) = &mut line {
+            for (name, value) in [("token", self.token.take()), ("fault", self.fault.take())] {
+                members.extend(value.map(|value| (name.to_owned(), value.into())));
+            }
+        }
+        let mut line = line.to_json();
         line.push('\n');
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         // A full disk must not stop the serving of updates.

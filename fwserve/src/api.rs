@@ -17,12 +17,12 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Request, Response, StatusCode};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 
 use crate::body::AnswerBody;
 use crate::failure::chain;
-use crate::http::{json, text};
+use crate::http::{Fault, Peer, Publishing, json, text};
 use crate::publish::{PublishError, PublishRequest, Publisher};
 use crate::routes::Route;
 use crate::tokens::Tokens;
@@ -35,61 +35,93 @@ const WAITING: usize = 16;
 const UPLOAD_OFFSET: &str = "upload-offset";
 const UPLOAD_LENGTH: &str = "upload-length";
 
-pub(crate) async fn answer(
-    route: Route,
-    request: Request<Incoming>,
-    tokens: &Tokens,
-    publisher: &Arc<Publisher>,
-) -> Response<AnswerBody> {
-    if !authorized(request.headers(), tokens) {
-        let mut response = error(StatusCode::UNAUTHORIZED, "unauthorized", "a publish token is needed");
+/// Uploads in progress at one time: each keeps a thread waiting for its client.
+const UPLOADS: usize = 32;
+
+/// The API of a server that takes publications.
+#[derive(Debug)]
+pub(crate) struct Api {
+    tokens: Tokens,
+    publisher: Arc<Publisher>,
+    uploads: Semaphore,
+}
+
+impl Api {
+    pub(crate) fn new(tokens: Tokens, publisher: Publisher) -> Self {
+        Self {
+            tokens,
+            publisher: Arc::new(publisher),
+            uploads: Semaphore::new(UPLOADS),
+        }
+    }
+
+    pub(crate) async fn answer(&self, route: Route, request: Request<Incoming>, peer: &Peer) -> Response<AnswerBody> {
+        let Some(token) = authorized(request.headers(), &self.tokens) else {
+            let mut response = error(StatusCode::UNAUTHORIZED, "unauthorized", "a publish token is needed");
+            response
+                .headers_mut()
+                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return response;
+        };
+        let mut response = self.work(route, request, peer).await;
+        response.extensions_mut().insert(Publishing(token));
         response
-            .headers_mut()
-            .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        return response;
     }
-    let publisher = Arc::clone(publisher);
-    match route {
-        Route::Repository => {
-            blocking(move || match publisher.state() {
-                Ok(state) => json(StatusCode::OK, &state),
-                Err(failure) => publish_failed(&failure),
-            })
-            .await
+
+    async fn work(&self, route: Route, request: Request<Incoming>, peer: &Peer) -> Response<AnswerBody> {
+        let publisher = Arc::clone(&self.publisher);
+        match route {
+            Route::Repository => {
+                blocking(peer, move || match publisher.state() {
+                    Ok(state) => json(StatusCode::OK, &state),
+                    Err(failure) => publish_failed(&failure),
+                })
+                .await
+            }
+            Route::Object(sha256) if request.method() == hyper::Method::PUT => match self.uploads.try_acquire() {
+                Ok(_permit) => upload(publisher, sha256, request, peer).await,
+                Err(_) => busy("too many uploads are in progress"),
+            },
+            Route::Object(sha256) => {
+                blocking(peer, move || match publisher.status(&sha256) {
+                    Ok(Status::Complete(length)) => {
+                        let mut response = text(StatusCode::OK, "");
+                        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+                        response
+                    }
+                    Ok(Status::Partial(offset)) => at_offset(text(StatusCode::NOT_FOUND, ""), offset),
+                    Err(failure) => upload_failed(&failure.into()),
+                })
+                .await
+            }
+            Route::Publish => publish(publisher, request, peer).await,
+            Route::Health | Route::File(_) => text(StatusCode::NOT_FOUND, "not found\n"),
         }
-        Route::Object(sha256) if request.method() == hyper::Method::PUT => upload(publisher, sha256, request).await,
-        Route::Object(sha256) => {
-            blocking(move || match publisher.status(&sha256) {
-                Ok(Status::Complete(length)) => {
-                    let mut response = text(StatusCode::OK, "");
-                    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
-                    response
-                }
-                Ok(Status::Partial(offset)) => at_offset(text(StatusCode::NOT_FOUND, ""), offset),
-                Err(failure) => upload_failed(&failure.into()),
-            })
-            .await
-        }
-        Route::Publish => publish(publisher, request).await,
-        Route::Health | Route::File(_) => text(StatusCode::NOT_FOUND, "not found\n"),
     }
 }
 
-fn authorized(headers: &HeaderMap, tokens: &Tokens) -> bool {
-    let value = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let Some((scheme, token)) = value.and_then(|value| value.split_once(' ')) else {
-        return false;
-    };
-    scheme.eq_ignore_ascii_case("bearer") && tokens.name_of(token.trim()).is_some()
+/// The name of the request's token, if it has a good one.
+fn authorized(headers: &HeaderMap, tokens: &Tokens) -> Option<String> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then(|| tokens.name_of(token.trim()))
+        .flatten()
 }
 
-async fn blocking(work: impl FnOnce() -> Response<AnswerBody> + Send + 'static) -> Response<AnswerBody> {
+async fn blocking(peer: &Peer, work: impl FnOnce() -> Response<AnswerBody> + Send + 'static) -> Response<AnswerBody> {
+    let _working = peer.work.begin();
     spawn_blocking(work)
         .await
         .unwrap_or_else(|_| error(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the request failed"))
 }
 
-async fn upload(publisher: Arc<Publisher>, sha256: String, request: Request<Incoming>) -> Response<AnswerBody> {
+async fn upload(
+    publisher: Arc<Publisher>,
+    sha256: String,
+    request: Request<Incoming>,
+    peer: &Peer,
+) -> Response<AnswerBody> {
     let number = |name: &str| request.headers().get(name)?.to_str().ok()?.parse::<u64>().ok();
     let (Some(offset), Some(total)) = (number(UPLOAD_OFFSET), number(UPLOAD_LENGTH)) else {
         return error(
@@ -124,6 +156,8 @@ async fn upload(publisher: Arc<Publisher>, sha256: String, request: Request<Inco
         }
     }
     drop(sender);
+    // A large object takes a while to verify.
+    let _working = peer.work.begin();
     match writing.await {
         Ok(Ok(Status::Complete(length))) => at_offset(text(StatusCode::CREATED, ""), length),
         Ok(Ok(Status::Partial(offset))) if broken => at_offset(text(StatusCode::BAD_REQUEST, ""), offset),
@@ -143,12 +177,13 @@ fn upload_failed(failure: &UploadError) -> Response<AnswerBody> {
     };
     let response = error(status, word, &chain(failure));
     match failure {
+        UploadError::Busy => retry_later(response),
         UploadError::Offset { have, .. } => at_offset(response, *have),
         _ => response,
     }
 }
 
-async fn publish(publisher: Arc<Publisher>, request: Request<Incoming>) -> Response<AnswerBody> {
+async fn publish(publisher: Arc<Publisher>, request: Request<Incoming>, peer: &Peer) -> Response<AnswerBody> {
     let body = match Limited::new(request.into_body(), REQUEST_BYTES).collect().await {
         Ok(body) => body.to_bytes(),
         Err(failure) if failure.is::<LengthLimitError>() => {
@@ -156,7 +191,7 @@ async fn publish(publisher: Arc<Publisher>, request: Request<Incoming>) -> Respo
         }
         Err(_) => return error(StatusCode::BAD_REQUEST, "malformed", "the request broke off"),
     };
-    blocking(move || {
+    blocking(peer, move || {
         let published = PublishRequest::parse(&body).and_then(|request| publisher.publish(&request, now()));
         match published {
             Err(failure) => publish_failed(&failure),
@@ -182,17 +217,32 @@ fn publish_failed(failure: &PublishError) -> Response<AnswerBody> {
         PublishError::Stale { .. } | PublishError::Taken { .. } => (StatusCode::CONFLICT, "conflict"),
         PublishError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
         PublishError::Candidate(candidate) if candidate.is_refusal() => (StatusCode::UNPROCESSABLE_ENTITY, "refused"),
-        PublishError::Candidate(_) | PublishError::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "environment"),
+        PublishError::Candidate(_) | PublishError::Interrupted { .. } | PublishError::Io { .. } => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "environment")
+        }
     };
-    let mut response = error(status, word, &chain(failure));
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(5));
+    let response = error(status, word, &chain(failure));
+    if matches!(failure, PublishError::Busy) {
+        return retry_later(response);
     }
     response
 }
 
+fn busy(reason: &str) -> Response<AnswerBody> {
+    retry_later(error(StatusCode::SERVICE_UNAVAILABLE, "busy", reason))
+}
+
+fn retry_later(mut response: Response<AnswerBody>) -> Response<AnswerBody> {
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(5));
+    response
+}
+
 fn error(status: StatusCode, word: &str, reason: &str) -> Response<AnswerBody> {
-    json(status, &object([("error", word.into()), ("reason", reason.into())]))
+    let mut response = json(status, &object([("error", word.into()), ("reason", reason.into())]));
+    if status == StatusCode::INTERNAL_SERVER_ERROR {
+        response.extensions_mut().insert(Fault(reason.to_owned()));
+    }
+    response
 }
 
 fn at_offset(mut response: Response<AnswerBody>, offset: u64) -> Response<AnswerBody> {

@@ -14,8 +14,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::access_log::Entry;
 
-/// Bytes of a file that one connection holds in memory.
-const CHUNK: u64 = 256 * 1024;
+/// Bytes of a file that one answer holds in memory.
+const CHUNK: u64 = 128 * 1024;
 
 /// The body of an answer.
 #[derive(Debug)]

@@ -1,7 +1,9 @@
 //! Requests to answers: the thin layer that holds routes, repository and API together.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
@@ -10,22 +12,41 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use crate::access_log::AccessLog;
-use crate::api;
+use crate::api::Api;
 use crate::body::AnswerBody;
 use crate::publish::Publisher;
-use crate::repository::{Content, Object, Repository};
+use crate::repository::{Content, Effort, Found, Object, Repository};
 use crate::representation::{self, Answer, Coding};
 use crate::routes::{self, Route};
+use crate::switch::TIMESTAMP;
+use crate::timed_io::Work;
 use crate::tokens::Tokens;
 
-/// Files that are read from disk for the first time at one time: hashing must not take all processors.
-const LOADS: usize = 4;
+/// Large files that are hashed for the first time at one time: that must not take all processors, and must not keep
+/// small files waiting.
+const LOADS: usize = 2;
+
+/// The other end of a connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    pub(crate) remote: SocketAddr,
+    /// What is being done for it.
+    pub(crate) work: Work,
+}
+
+/// The name of the token that a request came with, for the log.
+#[derive(Debug, Clone)]
+pub(crate) struct Publishing(pub(crate) String);
+
+/// Why the server could not do what it should, for the log and standard error.
+#[derive(Debug, Clone)]
+pub(crate) struct Fault(pub(crate) String);
 
 /// Everything that a request needs.
 #[derive(Debug)]
 pub(crate) struct App {
     repository: Arc<Repository>,
-    publisher: Option<(Tokens, Arc<Publisher>)>,
+    api: Option<Api>,
     log: AccessLog,
     loads: Semaphore,
 }
@@ -34,18 +55,27 @@ impl App {
     pub(crate) fn new(repository: Arc<Repository>, publisher: Option<(Tokens, Publisher)>, log: AccessLog) -> Self {
         Self {
             repository,
-            publisher: publisher.map(|(tokens, publisher)| (tokens, Arc::new(publisher))),
+            api: publisher.map(|(tokens, publisher)| Api::new(tokens, publisher)),
             log,
             loads: Semaphore::new(LOADS),
         }
     }
 
-    pub(crate) async fn answer(&self, request: Request<Incoming>, remote: SocketAddr) -> Response<AnswerBody> {
-        let mut entry = self.log.begin(remote, request.method().as_str(), request.uri().path());
+    pub(crate) async fn answer(&self, request: Request<Incoming>, peer: &Peer) -> Response<AnswerBody> {
+        let mut entry = self
+            .log
+            .begin(peer.remote, request.method().as_str(), request.uri().path());
         let head_only = request.method() == Method::HEAD;
-        let response = self.route(request).await;
+        let mut response = self.route(request, peer).await;
+        let token = response.extensions_mut().remove::<Publishing>();
+        let fault = response.extensions_mut().remove::<Fault>();
+        if let Some(Fault(fault)) = &fault {
+            self.log.fault(fault);
+        }
         if let Some(entry) = &mut entry {
             entry.status = response.status().as_u16();
+            entry.token = token.map(|Publishing(name)| name);
+            entry.fault = fault.map(|Fault(fault)| fault);
         }
         response.map(|body| {
             let body = if head_only { AnswerBody::memory("") } else { body };
@@ -53,11 +83,11 @@ impl App {
         })
     }
 
-    async fn route(&self, request: Request<Incoming>) -> Response<AnswerBody> {
+    async fn route(&self, request: Request<Incoming>, peer: &Peer) -> Response<AnswerBody> {
         let Some(route) = routes::route(request.uri().path()) else {
             return text(StatusCode::NOT_FOUND, "not found\n");
         };
-        if route.is_api() && self.publisher.is_none() {
+        if route.is_api() && self.api.is_none() {
             return text(StatusCode::NOT_FOUND, "not found\n");
         }
         if !route.allows(request.method().as_str()) {
@@ -67,37 +97,67 @@ impl App {
                 .insert(ALLOW, HeaderValue::from_static(route.allow()));
             return response;
         }
-        match (route, &self.publisher) {
-            (Route::Health, _) => text(StatusCode::OK, "ok\n"),
-            (Route::File(names), _) => self.file(&names, &request).await,
-            (route, Some((tokens, publisher))) => api::answer(route, request, tokens, publisher).await,
+        match (route, &self.api) {
+            (Route::Health, _) => self.health(peer).await,
+            (Route::File(names), _) => self.file(&names, &request, peer).await,
+            (route, Some(api)) => api.answer(route, request, peer).await,
             (_, None) => text(StatusCode::NOT_FOUND, "not found\n"),
         }
     }
 
-    async fn file(&self, names: &[String], request: &Request<Incoming>) -> Response<AnswerBody> {
+    /// Healthy is who can read the repository, also while there is none yet.
+    async fn health(&self, peer: &Peer) -> Response<AnswerBody> {
+        match self.load(TIMESTAMP, peer).await {
+            Ok(_) => text(StatusCode::OK, "ok\n"),
+            Err(error) => unreadable(TIMESTAMP, &error),
+        }
+    }
+
+    async fn file(&self, names: &[String], request: &Request<Incoming>, peer: &Peer) -> Response<AnswerBody> {
         for name in names {
             if let Some(object) = self.repository.cached(name) {
                 return represent(&object, request);
             }
-            let Ok(_permit) = self.loads.acquire().await else { break };
-            let (repository, name) = (Arc::clone(&self.repository), name.clone());
-            match spawn_blocking(move || repository.load(&name)).await {
-                Ok(Ok(Some(object))) => return represent(&object, request),
-                Ok(Ok(None)) => {}
-                Ok(Err(_)) | Err(_) => {
-                    // Not "not found": a client must not take a failing disk for "no newer root".
-                    return text(StatusCode::SERVICE_UNAVAILABLE, "the repository cannot be read\n");
-                }
+            match self.load(name, peer).await {
+                Ok(Some(object)) => return represent(&object, request),
+                Ok(None) => {}
+                Err(error) => return unreadable(name, &error),
             }
         }
         text(StatusCode::NOT_FOUND, "not found\n")
     }
+
+    async fn load(&self, name: &str, peer: &Peer) -> io::Result<Option<Arc<Object>>> {
+        let _working = peer.work.begin();
+        let load = |effort| {
+            let (repository, name) = (Arc::clone(&self.repository), name.to_owned());
+            spawn_blocking(move || repository.load(&name, effort))
+        };
+        let mut found = load(Effort::Little).await??;
+        if matches!(found, Found::Unread) {
+            let _permit = self.loads.acquire().await.map_err(io::Error::other)?;
+            found = load(Effort::Any).await??;
+        }
+        Ok(match found {
+            Found::Object(object) => Some(object),
+            Found::Nothing | Found::Unread => None,
+        })
+    }
+}
+
+/// Not "not found": a client must not take a failing disk for "no newer root".
+fn unreadable(name: &str, error: &io::Error) -> Response<AnswerBody> {
+    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, "the repository cannot be read\n");
+    response
+        .extensions_mut()
+        .insert(Fault(format!("reading {name}: {error}")));
+    response
 }
 
 fn represent(object: &Object, request: &Request<Incoming>) -> Response<AnswerBody> {
-    let answer = representation::decide(request.method(), request.headers(), &object.facts);
-    let (status, headers) = representation::head(answer, &object.facts);
+    let now = SystemTime::now();
+    let answer = representation::decide(request.method(), request.headers(), &object.facts, now);
+    let (status, headers) = representation::head(answer, &object.facts, now);
     let (offset, length) = match answer {
         Answer::Part { first, last } => (first, last - first + 1),
         Answer::Whole(_) => (0, object.facts.length()),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! socket -> http -> routes (pure: which object) -> repository (bytes and facts) -> representation (pure: which head)
-//!                \-> api -> uploads (content-addressed staging) -> publish (candidate: judge, then switch)
+//!                \-> api -> uploads (content-addressed staging) -> publish -> candidate (judge), switch (all or nothing)
 //! ```
 //!
 //! What it decides: which bytes a path names, and whether a candidate may replace the published version. It judges a
@@ -21,6 +21,7 @@ pub mod repository;
 pub mod representation;
 pub mod routes;
 mod server;
+mod switch;
 mod timed_io;
 mod tls;
 pub mod tokens;

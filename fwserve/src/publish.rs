@@ -1,19 +1,16 @@
-//! Switches from the published version to a candidate: judged first, then all or nothing.
+//! Publications: one at a time, from the version that the publisher saw, judged by [`crate::candidate`], then switched to
+//! by [`crate::switch`], all or nothing.
 //!
 //! ```text
-//! lock  base is current?  judge  | journal  targets  metadata  [ roots  timestamp ]  remove journal
-//!                                |  ^ from here on a crash is completed at the next start; before, nothing has changed
+//! lock  complete what was interrupted  base is current?  judge  switch
 //! ```
-//!
-//! Files are hard links of verified uploads and are never replaced. Between the brackets no reader of this server sees
-//! metadata: a new root may end the keys of the old timestamp.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use fwdurable::Lock;
 use fwmeta::hex;
@@ -26,10 +23,9 @@ use crate::candidate::{Candidate, CandidateError, root_versions};
 use crate::config::PublishConfig;
 use crate::repository::Repository;
 use crate::routes;
+use crate::switch::{Journal, Switch, TIMESTAMP};
 use crate::uploads::{Status, Uploads};
 
-const TIMESTAMP: &str = "metadata/timestamp.json";
-const JOURNAL: &str = "journal.json";
 /// Time to wait for another program that writes the repository.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -65,6 +61,19 @@ pub enum PublishError {
     /// The candidate was judged and refused, or could not be judged.
     #[error(transparent)]
     Candidate(#[from] Box<CandidateError>),
+    /// An interrupted switch cannot be completed, because another program has published a file of the same name since.
+    #[error(
+        "an interrupted publication cannot be completed: {name} has sha256 {published}, not {offered}; publish a newer \
+         version into the directory by other means, and it will be dropped"
+    )]
+    Interrupted {
+        /// The file.
+        name: String,
+        /// Its digest.
+        published: String,
+        /// The digest that the interrupted publication has for it.
+        offered: String,
+    },
     /// The file system failed.
     #[error("{attempt}")]
     Io {
@@ -167,11 +176,28 @@ impl Publisher {
             published: Mutex::default(),
         };
         let _lock = publisher.lock()?;
-        publisher.recover()?;
+        publisher.switch().recover()?;
+        publisher
+            .sweep()
+            .map_err(failed(|| "removing what crashes left".to_owned()))?;
         publisher
             .index()
             .map_err(failed(|| "listing the published files".to_owned()))?;
         Ok(publisher)
+    }
+
+    fn switch(&self) -> Switch<'_> {
+        Switch {
+            repository: &self.repository,
+            uploads: &self.uploads,
+        }
+    }
+
+    /// Not before an interrupted switch is complete: it needs its uploads, however old they are.
+    fn sweep(&self) -> io::Result<()> {
+        fwdurable::sweep_temporaries(&self.repository.dir().join("metadata"))?;
+        fwdurable::sweep_temporaries(self.uploads.dir())?;
+        self.uploads.sweep(SystemTime::now())
     }
 
     /// The uploads.
@@ -265,7 +291,7 @@ impl Publisher {
     pub fn publish(&self, request: &PublishRequest, now: UtcSeconds) -> Result<Published, PublishError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let _lock = self.lock()?;
-        self.recover()?;
+        self.switch().recover()?;
         let published = self.timestamp()?.map(|bytes| sha256(&bytes));
         if published != request.base {
             let word = |digest: &Option<String>| digest.clone().unwrap_or_else(|| "none".to_owned());
@@ -297,16 +323,17 @@ impl Publisher {
                 base: published,
                 files: reached,
             };
-            self.switch(&journal, &mut |_| Ok(()))?;
+            self.switch().to(&journal, &mut |_| Ok(()))?;
             let mut known = self.published.lock().unwrap_or_else(PoisonError::into_inner);
             known.extend(journal.files.into_iter().map(|(name, sha256)| (sha256, name)));
         }
         for (name, sha256) in &request.files {
             if !ignored.contains_key(name) {
-                // What stays is swept later.
                 let _ = fs::remove_file(self.uploads.object(sha256));
             }
         }
+        // What could not be removed now is removed later.
+        let _ = self.sweep();
         let current = self.timestamp()?.unwrap_or_default();
         Ok(Published {
             version: verified.version,
@@ -338,131 +365,8 @@ impl Publisher {
         Ok(unpublished)
     }
 
-    /// Makes the files of a judged candidate visible. `step` is told the name of each step before it is taken.
-    fn switch(
-        &self,
-        journal: &Journal,
-        step: &mut dyn FnMut(&str) -> Result<(), PublishError>,
-    ) -> Result<(), PublishError> {
-        step("journal")?;
-        fwdurable::write_file_mode(&self.journal(), journal.to_value().to_json().as_bytes(), 0o600)
-            .map_err(failed(|| "writing the journal".to_owned()))?;
-        self.complete(journal, step)
-    }
-
-    /// The part of a switch that may be taken again.
-    fn complete(
-        &self,
-        journal: &Journal,
-        step: &mut dyn FnMut(&str) -> Result<(), PublishError>,
-    ) -> Result<(), PublishError> {
-        let root = |name: &str| {
-            name.strip_prefix("metadata/")?
-                .strip_suffix(".root.json")?
-                .parse::<u64>()
-                .ok()
-        };
-        let (mut roots, mut others) = (BTreeMap::new(), Vec::new());
-        for (name, sha256) in &journal.files {
-            match root(name) {
-                Some(version) => {
-                    roots.insert(version, (name, sha256));
-                }
-                None if name == TIMESTAMP => {}
-                None => others.push((name, sha256)),
-            }
-        }
-        // Targets before the metadata that announce them.
-        others.sort_by_key(|(name, _)| name.starts_with("metadata/"));
-        self.link_all(&others, step)?;
-        {
-            let _switching = self.repository.begin_switch();
-            let roots: Vec<_> = roots.into_values().collect();
-            self.link_all(&roots, step)?;
-            if let Some(sha256) = journal.files.get(TIMESTAMP) {
-                step(TIMESTAMP)?;
-                self.replace_timestamp(sha256)?;
-            }
-        }
-        step("remove journal")?;
-        fwdurable::remove_file(&self.journal()).map_err(failed(|| "removing the journal".to_owned()))?;
-        for sha256 in journal.files.values() {
-            // What stays is swept later.
-            let _ = fs::remove_file(self.uploads.object(sha256));
-        }
-        Ok(())
-    }
-
-    fn link_all(
-        &self,
-        files: &[(&String, &String)],
-        step: &mut dyn FnMut(&str) -> Result<(), PublishError>,
-    ) -> Result<(), PublishError> {
-        let mut dirs: Vec<PathBuf> = Vec::new();
-        for (name, sha256) in files {
-            step(name)?;
-            let visible = self.repository.dir().join(name);
-            let dir = visible.parent().unwrap_or(self.repository.dir()).to_owned();
-            let linked = fwdurable::create_dir_all(&dir).and_then(|()| self.link(name, sha256, &visible));
-            linked.map_err(failed(|| format!("publishing {name}")))?;
-            if !dirs.contains(&dir) {
-                dirs.push(dir);
-            }
-        }
-        for dir in dirs {
-            fwdurable::sync_dir(&dir).map_err(failed(|| format!("syncing {}", dir.display())))?;
-        }
-        Ok(())
-    }
-
-    fn link(&self, name: &str, sha256: &str, visible: &Path) -> io::Result<()> {
-        match fs::hard_link(self.uploads.object(sha256), visible) {
-            // After a crash: linked by the first attempt, whose upload may be removed already.
-            Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {
-                if self.repository.sha256(name)?.as_deref() == Some(sha256) {
-                    Ok(())
-                } else {
-                    Err(error)
-                }
-            }
-            other => other,
-        }
-    }
-
-    fn replace_timestamp(&self, expected: &str) -> Result<(), PublishError> {
-        let attempt = || failed(|| format!("publishing {TIMESTAMP}"));
-        let bytes = match fs::read(self.uploads.object(expected)) {
-            Ok(bytes) => bytes,
-            Err(_) if self.timestamp()?.is_some_and(|bytes| sha256(&bytes) == expected) => return Ok(()),
-            Err(error) => return Err(attempt()(error)),
-        };
-        fwdurable::write_file(&self.repository.dir().join(TIMESTAMP), &bytes).map_err(attempt())
-    }
-
-    /// Completes a switch that was interrupted after its journal was durable. Another program may have written the
-    /// repository since: then what the journal says no longer holds, and it is dropped.
-    fn recover(&self) -> Result<(), PublishError> {
-        let bytes = match fs::read(self.journal()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other.map_err(failed(|| "reading the journal".to_owned()))?,
-        };
-        let journal = Journal::parse(&bytes)?;
-        let published = self.timestamp()?.map(|bytes| sha256(&bytes));
-        if published == journal.base || published.as_ref() == journal.files.get(TIMESTAMP) {
-            return self.complete(&journal, &mut |_| Ok(()));
-        }
-        fwdurable::remove_file(&self.journal()).map_err(failed(|| "removing the journal".to_owned()))
-    }
-
-    fn journal(&self) -> PathBuf {
-        self.uploads.dir().join(JOURNAL)
-    }
-
     fn timestamp(&self) -> Result<Option<Vec<u8>>, PublishError> {
-        match fs::read(self.repository.dir().join(TIMESTAMP)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            other => other.map(Some).map_err(failed(|| format!("reading {TIMESTAMP}"))),
-        }
+        self.switch().timestamp()
     }
 
     fn lock(&self) -> Result<Lock, PublishError> {
@@ -479,38 +383,11 @@ impl Publisher {
     }
 }
 
-/// A switch that has begun.
-#[derive(Debug, PartialEq, Eq)]
-struct Journal {
-    /// The timestamp from which it started.
-    base: Option<String>,
-    files: BTreeMap<String, String>,
-}
-
-impl Journal {
-    fn to_value(&self) -> Value {
-        let files = self
-            .files
-            .iter()
-            .map(|(name, sha256)| (name.clone(), sha256.as_str().into()));
-        object([
-            ("base", self.base.as_deref().map_or(Value::Null, Value::from)),
-            ("files", Value::Object(files.collect())),
-        ])
-    }
-
-    /// It has the form of a request.
-    fn parse(bytes: &[u8]) -> Result<Self, PublishError> {
-        let PublishRequest { base, files } = PublishRequest::parse(bytes)?;
-        Ok(Self { base, files })
-    }
-}
-
-fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     hex::encode(&Sha256::digest(bytes))
 }
 
-fn failed(attempt: impl FnOnce() -> String) -> impl FnOnce(io::Error) -> PublishError {
+pub(crate) fn failed(attempt: impl FnOnce() -> String) -> impl FnOnce(io::Error) -> PublishError {
     move |source| PublishError::Io {
         attempt: attempt(),
         source,

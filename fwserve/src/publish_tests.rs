@@ -64,7 +64,8 @@ fn a_crash_at_any_step_leaves_the_old_or_the_new_repository() {
         files: request.files.clone(),
     };
     publisher
-        .switch(&journal, &mut |step| {
+        .switch()
+        .to(&journal, &mut |step| {
             steps.push(step.to_owned());
             Ok(())
         })
@@ -80,7 +81,7 @@ fn a_crash_at_any_step_leaves_the_old_or_the_new_repository() {
         let publisher = open(dir.path());
         let request = offer(&publisher, &second);
         let mut count = 0;
-        let stopped = publisher.switch(&journal, &mut |_| {
+        let stopped = publisher.switch().to(&journal, &mut |_| {
             count += 1;
             if count > cut { Err(PublishError::Busy) } else { Ok(()) }
         });
@@ -99,31 +100,98 @@ fn a_crash_at_any_step_leaves_the_old_or_the_new_repository() {
             publisher.publish(&request, now()).unwrap();
             assert_eq!(visible(dir.path()), new);
         }
-        assert!(!publisher.journal().exists());
+        assert!(!publisher.switch().journal().exists());
     }
+}
+
+/// A switch that stopped before its `cut`th step.
+fn interrupted(publisher: &Publisher, files: &Files, cut: usize) {
+    let request = offer(publisher, files);
+    let journal = Journal {
+        base: request.base,
+        files: request.files,
+    };
+    let mut count = 0;
+    let stopped = publisher.switch().to(&journal, &mut |_| {
+        count += 1;
+        if count > cut { Err(PublishError::Busy) } else { Ok(()) }
+    });
+    assert!(matches!(stopped, Err(PublishError::Busy)), "{stopped:?}");
+}
+
+#[test]
+fn an_interrupted_switch_is_completed_however_late_and_then_swept() {
+    let (dir, second) = prepared();
+    let publisher = open(dir.path());
+    interrupted(&publisher, &second, 2);
+    let uploads = publisher.uploads().dir().to_owned();
+    drop(publisher);
+    let long_ago = SystemTime::now() - Duration::from_secs(365 * 24 * 3600);
+    let age = |path: &Path| {
+        fs::File::options()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .set_modified(long_ago)
+            .unwrap()
+    };
+    for entry in fs::read_dir(&uploads).unwrap() {
+        age(&entry.unwrap().path());
+    }
+    let abandoned = uploads.join(format!("{}.part", "ab".repeat(32)));
+    fs::write(&abandoned, "x").unwrap();
+    age(&abandoned);
+    let torn = [
+        dir.path().join("metadata/.timestamp.json.tmp-1-1"),
+        uploads.join(".journal.json.tmp-1-1"),
+    ];
+    for path in &torn {
+        fs::write(path, "torn").unwrap();
+    }
+    drop(open(dir.path()));
+    for (name, bytes) in &second {
+        assert_eq!(&visible(dir.path())[name], bytes, "{name}");
+    }
+    assert!(torn.iter().all(|path| !path.exists()));
+    assert_eq!(fs::read_dir(&uploads).unwrap().count(), 0);
+}
+
+#[test]
+fn a_switch_that_cannot_be_completed_says_which_file_stands_in_its_way() {
+    let (dir, second) = prepared();
+    let publisher = open(dir.path());
+    interrupted(&publisher, &second, 1);
+    drop(publisher);
+    let name = second.keys().find(|name| name.ends_with(".snapshot.json")).unwrap();
+    fs::write(dir.path().join(name), "another").unwrap();
+    let config = PublishConfig {
+        token_file: PathBuf::new(),
+        trusted_root: None,
+        max_object: 1 << 20,
+        allow_plain_http: false,
+    };
+    let error = Publisher::open(Arc::new(Repository::new(dir.path(), 60)), &config).unwrap_err();
+    assert!(
+        matches!(&error, PublishError::Interrupted { name: found, published, .. }
+            if found == name && *published == sha256(b"another")),
+        "{error:?}"
+    );
+    // What its message advises.
+    fwdurable::write_file(&dir.path().join(TIMESTAMP), b"newer").unwrap();
+    open(dir.path());
 }
 
 #[test]
 fn a_journal_is_dropped_when_somebody_else_has_published() {
     let (dir, second) = prepared();
     let publisher = open(dir.path());
-    let request = offer(&publisher, &second);
-    let journal = Journal {
-        base: request.base,
-        files: request.files,
-    };
-    let mut count = 0;
-    let stopped = publisher.switch(&journal, &mut |_| {
-        count += 1;
-        if count > 1 { Err(PublishError::Busy) } else { Ok(()) }
-    });
-    assert!(stopped.is_err());
+    interrupted(&publisher, &second, 1);
     drop(publisher);
     fwdurable::write_file(&dir.path().join(TIMESTAMP), b"another").unwrap();
     let before = visible(dir.path());
     let publisher = open(dir.path());
     assert_eq!(visible(dir.path()), before);
-    assert!(!publisher.journal().exists());
+    assert!(!publisher.switch().journal().exists());
 }
 
 #[test]

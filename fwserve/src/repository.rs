@@ -4,6 +4,7 @@
 //! that a repository that other programs write is served as it is. Names come from [`crate::routes`]; here every
 //! directory on the way is opened without following symbolic links, so that nothing leads out.
 
+use std::any::TypeId;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -21,14 +22,16 @@ use sha2::{Digest, Sha256, Sha512};
 use crate::representation::Facts;
 use crate::routes::{self, Caching};
 
-/// Metadata up to this length are kept in memory with their compressed forms.
-const METADATA_IN_MEMORY: u64 = 4 * 1024 * 1024;
+/// Metadata up to this length are kept in memory with their compressed forms: about 80,000 targets.
+const METADATA_IN_MEMORY: u64 = 32 * 1024 * 1024;
 /// Targets up to this length are kept in memory: manifests.
 const TARGET_IN_MEMORY: u64 = 64 * 1024;
 /// Shorter files gain nothing from compression.
 const WORTH_COMPRESSING: u64 = 256;
 /// Bytes of file contents and compressed forms kept in memory.
-const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+const CACHE_BYTES: u64 = 128 * 1024 * 1024;
+/// Hashing or compressing more than this is much work.
+const LITTLE: u64 = 1024 * 1024;
 /// Files whose digest is remembered.
 const DIGESTS: usize = 65_536;
 /// Bytes read at a time when hashing.
@@ -84,13 +87,37 @@ pub enum Content {
     File(Arc<File>),
 }
 
+/// How much work a request for a file is worth, for a caller that bounds how much of it is done at one time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// Not the hashing of a large file.
+    Little,
+    /// Whatever it takes.
+    Any,
+}
+
+/// What is under a name.
+#[derive(Debug)]
+pub enum Found {
+    /// No file.
+    Nothing,
+    /// This file.
+    Object(Arc<Object>),
+    /// A file that takes more work.
+    Unread,
+}
+
+/// A digest is remembered by the state of the file and by the algorithm.
+type DigestKey = (Identity, TypeId);
+
 /// A served directory.
 #[derive(Debug)]
 pub struct Repository {
     dir: PathBuf,
     short: HeaderValue,
     cache: RwLock<HashMap<String, Arc<Object>>>,
-    digests: Mutex<HashMap<Identity, String>>,
+    cache_bytes: u64,
+    digests: Mutex<HashMap<DigestKey, String>>,
     /// Held for reading while metadata are looked up, for writing while a publication switches.
     switch: RwLock<()>,
     clock: AtomicU64,
@@ -104,6 +131,7 @@ impl Repository {
             dir: dir.to_owned(),
             short: HeaderValue::from_str(&short).unwrap_or_else(|_| HeaderValue::from_static("no-cache")),
             cache: RwLock::default(),
+            cache_bytes: CACHE_BYTES,
             digests: Mutex::default(),
             switch: RwLock::default(),
             clock: AtomicU64::new(0),
@@ -138,37 +166,47 @@ impl Repository {
         })
     }
 
-    /// A file from disk; `None` when there is none of this name. Blocks; hashes a file that it has not seen.
+    /// A file from disk. Blocks.
     ///
     /// # Errors
     /// Any error of the file system other than that the file is not there.
-    pub fn load(&self, name: &str) -> io::Result<Option<Arc<Object>>> {
+    pub fn load(&self, name: &str, effort: Effort) -> io::Result<Found> {
         let opened = {
             let _reading = self.reading();
             open_beneath(&self.dir, name)?
         };
-        let Some(file) = opened else { return Ok(None) };
+        let Some(file) = opened else { return Ok(Found::Nothing) };
         let metadata = file.metadata()?;
         if !metadata.is_file() {
-            return Ok(None);
+            return Ok(Found::Nothing);
         }
         let identity = Identity::of(&metadata);
         let is_metadata = name.starts_with("metadata/");
-        let limit = if is_metadata {
-            METADATA_IN_MEMORY
-        } else {
-            TARGET_IN_MEMORY
-        };
-        let in_memory = if identity.length <= limit {
-            Some(read_whole(&file, identity.length)?)
-        } else {
-            None
-        };
+        let in_memory = identity.length
+            <= if is_metadata {
+                METADATA_IN_MEMORY
+            } else {
+                TARGET_IN_MEMORY
+            };
+        let claimed = routes::claimed_digest(name).map(str::to_ascii_lowercase);
+        let claims_sha512 = claimed.as_ref().is_some_and(|claimed| claimed.len() == 128);
+        let is_known = !in_memory
+            && self.known::<Sha256>(identity).is_some()
+            && (!claims_sha512 || self.known::<Sha512>(identity).is_some());
+        if effort == Effort::Little && identity.length > LITTLE && !is_known {
+            return Ok(Found::Unread);
+        }
+        let in_memory = in_memory.then(|| read_whole(&file, identity.length)).transpose()?;
         let digest = match &in_memory {
             Some(bytes) => hex::encode(&Sha256::digest(bytes)),
-            None => self.digest(&file, identity)?,
+            None => self.digest::<Sha256>(&file, identity)?,
         };
-        let cache_control = match self.caching(name, &digest, &file)? {
+        let claim_holds = match claimed {
+            None => false,
+            Some(claimed) if claims_sha512 => claimed == self.digest::<Sha512>(&file, identity)?,
+            Some(claimed) => claimed == digest,
+        };
+        let cache_control = match caching(name, claim_holds) {
             Caching::Immutable => HeaderValue::from_static("public, max-age=31536000, immutable"),
             Caching::Short => self.short.clone(),
             Caching::Revalidate => HeaderValue::from_static("no-cache"),
@@ -206,7 +244,14 @@ impl Repository {
         if weight > 0 {
             self.remember(name, &object);
         }
-        Ok(Some(object))
+        Ok(Found::Object(object))
+    }
+
+    /// Notes the SHA-256 of a file that was verified before it got this name, so that its first reader need not wait.
+    pub(crate) fn learn(&self, name: &str, sha256: &str) -> io::Result<()> {
+        let metadata = std::fs::symlink_metadata(self.dir.join(name))?;
+        self.note::<Sha256>(Identity::of(&metadata), sha256.to_owned());
+        Ok(())
     }
 
     /// The SHA-256 of a published file in hexadecimal, hashed once; `None` when there is no such file.
@@ -221,50 +266,37 @@ impl Repository {
         if !metadata.is_file() {
             return Ok(None);
         }
-        self.digest(&file, Identity::of(&metadata)).map(Some)
+        self.digest::<Sha256>(&file, Identity::of(&metadata)).map(Some)
     }
 
-    fn digest(&self, file: &File, identity: Identity) -> io::Result<String> {
-        let known = {
-            let digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
-            digests.get(&identity).cloned()
-        };
-        if let Some(digest) = known {
+    fn digest<D: Digest + 'static>(&self, file: &File, identity: Identity) -> io::Result<String> {
+        if let Some(digest) = self.known::<D>(identity) {
             return Ok(digest);
         }
-        let digest = hex::encode(&hash_file::<Sha256>(file)?);
+        let digest = hex::encode(&hash_file::<D>(file)?);
+        self.note::<D>(identity, digest.clone());
+        Ok(digest)
+    }
+
+    fn known<D: 'static>(&self, identity: Identity) -> Option<String> {
+        let digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+        digests.get(&(identity, TypeId::of::<D>())).cloned()
+    }
+
+    fn note<D: 'static>(&self, identity: Identity, digest: String) {
         let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
         if digests.len() >= DIGESTS {
             // Rare, and costs no more than hashing again what is asked for again.
             digests.clear();
         }
-        digests.insert(identity, digest.clone());
-        Ok(digest)
-    }
-
-    /// A name that claims a digest makes a file immutable only if the claim is true.
-    fn caching(&self, name: &str, sha256: &str, file: &File) -> io::Result<Caching> {
-        if let Some(part) = name.strip_prefix("metadata/") {
-            return Ok(match part {
-                "timestamp.json" => Caching::Short,
-                _ if routes::is_versioned(part) => Caching::Immutable,
-                _ => Caching::Revalidate,
-            });
-        }
-        let claimed = routes::claimed_digest(name).map(str::to_ascii_lowercase);
-        let holds = match claimed.as_deref() {
-            None => false,
-            Some(claimed) if claimed.len() == 64 => claimed == sha256,
-            Some(claimed) => claimed == hex::encode(&hash_file::<Sha512>(file)?),
-        };
-        Ok(if holds { Caching::Immutable } else { Caching::Revalidate })
+        digests.insert((identity, TypeId::of::<D>()), digest);
     }
 
     fn remember(&self, name: &str, object: &Arc<Object>) {
         let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
         cache.insert(name.to_owned(), Arc::clone(object));
         let mut total: u64 = cache.values().map(|object| object.weight).sum();
-        while total > CACHE_BYTES {
+        while total > self.cache_bytes {
             let oldest = cache
                 .iter()
                 .min_by_key(|(_, object)| object.used.load(Ordering::Relaxed));
@@ -278,6 +310,16 @@ impl Repository {
 
     fn tick(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// A name that claims a digest makes a file immutable only if the claim is true.
+fn caching(name: &str, claim_holds: bool) -> Caching {
+    match name.strip_prefix("metadata/") {
+        Some("timestamp.json") => Caching::Short,
+        Some(part) if routes::is_versioned(part) => Caching::Immutable,
+        None if claim_holds => Caching::Immutable,
+        _ => Caching::Revalidate,
     }
 }
 
@@ -370,6 +412,14 @@ mod tests {
     use super::*;
     use std::fs;
 
+    fn load(repository: &Repository, name: &str) -> Option<Arc<Object>> {
+        match repository.load(name, Effort::Any).unwrap() {
+            Found::Object(object) => Some(object),
+            Found::Nothing => None,
+            Found::Unread => panic!("{name} was worth any effort"),
+        }
+    }
+
     #[test]
     fn nothing_leads_out() {
         let outside = tempfile::tempdir().unwrap();
@@ -381,7 +431,7 @@ mod tests {
         std::os::unix::fs::symlink(outside.path().join("secret"), targets.join("link")).unwrap();
         std::os::unix::fs::symlink(outside.path(), targets.join("dirlink")).unwrap();
         let repository = Repository::new(dir.path(), 1);
-        assert!(repository.load("targets/d/f").unwrap().is_some());
+        assert!(load(&repository, "targets/d/f").is_some());
         for name in [
             "targets/link",
             "targets/dirlink/secret",
@@ -390,7 +440,7 @@ mod tests {
             "targets/no",
             "targets/d/f/g",
         ] {
-            assert!(repository.load(name).unwrap().is_none(), "{name}");
+            assert!(load(&repository, name).is_none(), "{name}");
         }
     }
 
@@ -405,13 +455,13 @@ mod tests {
         };
         let repository = Repository::new(dir.path(), 1);
         let name = "metadata/timestamp.json";
-        assert!(repository.load(name).unwrap().is_none());
+        assert!(load(&repository, name).is_none());
         fwdurable::write_file(&path, b"one").unwrap();
-        assert_eq!(text(&repository.load(name).unwrap().unwrap()), "one");
+        assert_eq!(text(&load(&repository, name).unwrap()), "one");
         assert_eq!(text(&repository.cached(name).unwrap()), "one");
         fwdurable::write_file(&path, b"two").unwrap();
         assert!(repository.cached(name).is_none());
-        assert_eq!(text(&repository.load(name).unwrap().unwrap()), "two");
+        assert_eq!(text(&load(&repository, name).unwrap()), "two");
         assert_eq!(text(&repository.cached(name).unwrap()), "two");
         fs::remove_file(&path).unwrap();
         assert!(repository.cached(name).is_none());
@@ -421,13 +471,13 @@ mod tests {
     fn memory_is_bounded() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("metadata")).unwrap();
-        let repository = Repository::new(dir.path(), 1);
+        let mut repository = Repository::new(dir.path(), 1);
+        repository.cache_bytes = 1 << 20;
         // Zeros compress to nearly nothing, so that weight is length.
-        let length = usize::try_from(METADATA_IN_MEMORY).unwrap();
         for version in 1..=18 {
             let name = format!("metadata/{version}.x.json");
-            fs::write(dir.path().join(&name), vec![0; length]).unwrap();
-            repository.load(&name).unwrap().unwrap();
+            fs::write(dir.path().join(&name), vec![0; 1 << 16]).unwrap();
+            load(&repository, &name).unwrap();
         }
         let total: u64 = repository
             .cache
@@ -436,8 +486,40 @@ mod tests {
             .values()
             .map(|object| object.weight)
             .sum();
-        assert!(total <= CACHE_BYTES, "{total}");
+        assert!(total <= repository.cache_bytes, "{total}");
         assert!(repository.cached("metadata/18.x.json").is_some());
         assert!(repository.cached("metadata/1.x.json").is_none());
+    }
+
+    #[test]
+    fn much_work_is_done_once_and_only_when_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let targets = dir.path().join("targets");
+        fs::create_dir(&targets).unwrap();
+        let bytes = vec![7; usize::try_from(LITTLE).unwrap() + 1];
+        let names = [
+            format!("targets/{}.f", hex::encode(&Sha256::digest(&bytes))),
+            format!("targets/{}.f", hex::encode(&Sha512::digest(&bytes))),
+        ];
+        for name in &names {
+            fs::write(dir.path().join(name), &bytes).unwrap();
+        }
+        let repository = Repository::new(dir.path(), 1);
+        for name in &names {
+            assert!(matches!(repository.load(name, Effort::Little).unwrap(), Found::Unread));
+            assert!(load(&repository, name).is_some());
+            assert!(matches!(
+                repository.load(name, Effort::Little).unwrap(),
+                Found::Object(_)
+            ));
+        }
+        // What was verified before it came here is known.
+        let linked = "targets/linked";
+        fs::write(dir.path().join(linked), &bytes).unwrap();
+        repository.learn(linked, &hex::encode(&Sha256::digest(&bytes))).unwrap();
+        assert!(matches!(
+            repository.load(linked, Effort::Little).unwrap(),
+            Found::Object(_)
+        ));
     }
 }

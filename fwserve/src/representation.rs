@@ -2,8 +2,11 @@
 //!
 //! A file has up to three representations (as it is, gzip, zstd), each with an ETag of its own. A range is always one of
 //! the file as it is. Several ranges, and ranges that are malformed, get the whole file.
+//!
+//! Departs from RFC 9110 §13.1.3: `If-Modified-Since` holds only for the very date that was sent as `Last-Modified`. A
+//! timestamp that was restored from a backup, and is older, must still reach those that have the newer one.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use hyper::header::{
     ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
@@ -81,6 +84,13 @@ impl Facts {
         .unwrap_or(self.length)
     }
 
+    /// Whether the file cannot change any more within the second of its date (RFC 9110 §8.8.2.2). Before, the date is not
+    /// told: whoever had it could miss the next change for good.
+    fn is_settled(&self, now: SystemTime) -> bool {
+        now.duration_since(self.modified)
+            .is_ok_and(|age| age >= Duration::from_secs(1))
+    }
+
     fn etag(&self, coding: Coding) -> &HeaderValue {
         &self.etags[coding as usize]
     }
@@ -106,8 +116,8 @@ pub enum Answer {
     Unsatisfiable,
 }
 
-/// Decides what a GET or HEAD request gets.
-pub fn decide(method: &Method, request: &HeaderMap, facts: &Facts) -> Answer {
+/// Decides what a GET or HEAD request gets at the time `now`.
+pub fn decide(method: &Method, request: &HeaderMap, facts: &Facts, now: SystemTime) -> Answer {
     let ranged = method == Method::GET && request.contains_key(RANGE);
     let coding = if ranged {
         Coding::Identity
@@ -127,10 +137,12 @@ pub fn decide(method: &Method, request: &HeaderMap, facts: &Facts) -> Answer {
         if lists(request, &IF_NONE_MATCH, etag, Comparison::Weak) {
             return Answer::NotModified(coding);
         }
-    } else if date(request, &IF_MODIFIED_SINCE).is_some_and(|since| seconds(facts.modified) <= seconds(since)) {
+    } else if facts.is_settled(now)
+        && date(request, &IF_MODIFIED_SINCE).is_some_and(|since| seconds(facts.modified) == seconds(since))
+    {
         return Answer::NotModified(coding);
     }
-    if !ranged || !if_range_holds(request, facts) {
+    if !ranged || !if_range_holds(request, facts, now) {
         return Answer::Whole(coding);
     }
     let mut ranges = request.get_all(RANGE).iter();
@@ -140,8 +152,8 @@ pub fn decide(method: &Method, request: &HeaderMap, facts: &Facts) -> Answer {
     }
 }
 
-/// The head of an answer. The length is that of the body a GET gets.
-pub fn head(answer: Answer, facts: &Facts) -> (StatusCode, HeaderMap) {
+/// The head of an answer at the time `now`. The length is that of the body a GET gets.
+pub fn head(answer: Answer, facts: &Facts, now: SystemTime) -> (StatusCode, HeaderMap) {
     let mut headers = HeaderMap::with_capacity(10);
     let mut put = |name: HeaderName, value: HeaderValue| {
         headers.insert(name, value);
@@ -171,7 +183,9 @@ pub fn head(answer: Answer, facts: &Facts) -> (StatusCode, HeaderMap) {
         }
     };
     put(ETAG, facts.etag(coding).clone());
-    put(LAST_MODIFIED, facts.last_modified.clone());
+    if facts.is_settled(now) {
+        put(LAST_MODIFIED, facts.last_modified.clone());
+    }
     put(CACHE_CONTROL, facts.cache_control.clone());
     if status != StatusCode::NOT_MODIFIED {
         put(CONTENT_TYPE, facts.content_type.clone());
@@ -261,7 +275,7 @@ fn lists(request: &HeaderMap, name: &HeaderName, etag: &HeaderValue, comparison:
 }
 
 /// Whether the range applies: the client's part is of this very file.
-fn if_range_holds(request: &HeaderMap, facts: &Facts) -> bool {
+fn if_range_holds(request: &HeaderMap, facts: &Facts, now: SystemTime) -> bool {
     let Some(value) = request.get(IF_RANGE) else {
         return true;
     };
@@ -269,7 +283,7 @@ fn if_range_holds(request: &HeaderMap, facts: &Facts) -> bool {
     if text.starts_with('"') {
         return value == facts.etag(Coding::Identity);
     }
-    httpdate::parse_http_date(text).is_ok_and(|date| seconds(date) == seconds(facts.modified))
+    facts.is_settled(now) && httpdate::parse_http_date(text).is_ok_and(|date| seconds(date) == seconds(facts.modified))
 }
 
 fn part(range: &str, length: u64) -> Answer {

@@ -11,8 +11,13 @@ const MODIFIED: &str = "Tue, 02 Jan 2024 03:04:05 GMT";
 
 fn facts() -> Facts {
     // The fraction of a second must not matter.
-    let modified = httpdate::parse_http_date(MODIFIED).unwrap() + Duration::from_millis(700);
-    Facts::new(100, "ab", modified, &HeaderValue::from_static("no-cache"), "text/plain")
+    Facts::new(
+        100,
+        "ab",
+        modified(),
+        &HeaderValue::from_static("no-cache"),
+        "text/plain",
+    )
 }
 
 fn request(headers: &[(&str, &str)]) -> HeaderMap {
@@ -23,8 +28,17 @@ fn request(headers: &[(&str, &str)]) -> HeaderMap {
     map
 }
 
+fn modified() -> SystemTime {
+    httpdate::parse_http_date(MODIFIED).unwrap() + Duration::from_millis(700)
+}
+
+/// Long after the last change.
+fn now() -> SystemTime {
+    modified() + Duration::from_secs(3600)
+}
+
 fn get(headers: &[(&str, &str)]) -> Answer {
-    decide(&Method::GET, &request(headers), &facts())
+    decide(&Method::GET, &request(headers), &facts(), now())
 }
 
 const WHOLE: Answer = Answer::Whole(Coding::Identity);
@@ -58,7 +72,7 @@ fn ranges() {
     }
     assert_eq!(get(&[("range", "bytes=0-1"), ("range", "bytes=3-4")]), WHOLE);
     assert_eq!(
-        decide(&Method::HEAD, &request(&[("range", "bytes=0-1")]), &facts()),
+        decide(&Method::HEAD, &request(&[("range", "bytes=0-1")]), &facts(), now()),
         WHOLE
     );
     let empty = Facts::new(
@@ -70,7 +84,7 @@ fn ranges() {
     );
     for range in ["bytes=0-", "bytes=-5"] {
         assert_eq!(
-            decide(&Method::GET, &request(&[("range", range)]), &empty),
+            decide(&Method::GET, &request(&[("range", range)]), &empty, now()),
             Answer::Unsatisfiable
         );
     }
@@ -106,7 +120,7 @@ fn conditions() {
         (&[("if-none-match", "\"abc\"")], WHOLE),
         (&[("if-none-match", "\"x\""), ("if-modified-since", later)], WHOLE),
         (&[("if-modified-since", MODIFIED)], SAME),
-        (&[("if-modified-since", later)], SAME),
+        (&[("if-modified-since", later)], WHOLE),
         (&[("if-modified-since", earlier)], WHOLE),
         (&[("if-modified-since", "yesterday")], WHOLE),
         (&[("if-match", "\"ab\"")], WHOLE),
@@ -121,9 +135,29 @@ fn conditions() {
 }
 
 #[test]
+fn a_date_counts_only_when_its_second_is_over() {
+    let young = modified() + Duration::from_millis(900);
+    for (headers, settled, expected) in [
+        (&[("if-modified-since", MODIFIED)][..], SAME, WHOLE),
+        (
+            &[("range", "bytes=0-1"), ("if-range", MODIFIED)],
+            Answer::Part { first: 0, last: 1 },
+            WHOLE,
+        ),
+        (&[("if-none-match", "\"ab\"")], SAME, SAME),
+    ] {
+        let at = |now| decide(&Method::GET, &request(headers), &facts(), now);
+        assert_eq!((at(now()), at(young)), (settled, expected), "{headers:?}");
+    }
+    for (now, told) in [(now(), true), (young, false), (SystemTime::UNIX_EPOCH, false)] {
+        assert_eq!(head(WHOLE, &facts(), now).1.contains_key("last-modified"), told);
+    }
+}
+
+#[test]
 fn negotiation() {
     let facts = facts().with_codings(Some(40), Some(30));
-    let coding = |accept: &str| match decide(&Method::GET, &request(&[("accept-encoding", accept)]), &facts) {
+    let coding = |accept: &str| match decide(&Method::GET, &request(&[("accept-encoding", accept)]), &facts, now()) {
         Answer::Whole(coding) => coding,
         other => panic!("{accept}: {other:?}"),
     };
@@ -146,11 +180,11 @@ fn negotiation() {
     ] {
         assert_eq!(coding(accept), expected, "{accept}");
     }
-    assert_eq!(decide(&Method::GET, &request(&[]), &facts), WHOLE);
+    assert_eq!(decide(&Method::GET, &request(&[]), &facts, now()), WHOLE);
     // A range is one of the file as it is, and each coding has a tag of its own.
     let ranged = request(&[("accept-encoding", "gzip"), ("range", "bytes=0-1")]);
     assert_eq!(
-        decide(&Method::GET, &ranged, &facts),
+        decide(&Method::GET, &ranged, &facts, now()),
         Answer::Part { first: 0, last: 1 }
     );
     for (tag, expected) in [
@@ -158,7 +192,7 @@ fn negotiation() {
         ("\"ab\"", Answer::Whole(Coding::Gzip)),
     ] {
         let request = request(&[("accept-encoding", "gzip"), ("if-none-match", tag)]);
-        assert_eq!(decide(&Method::GET, &request, &facts), expected);
+        assert_eq!(decide(&Method::GET, &request, &facts, now()), expected);
     }
 }
 
@@ -166,21 +200,21 @@ fn negotiation() {
 fn heads() {
     let facts = facts().with_codings(Some(40), None);
     let text = |headers: &HeaderMap, name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
-    let (status, headers) = head(Answer::Whole(Coding::Gzip), &facts);
+    let (status, headers) = head(Answer::Whole(Coding::Gzip), &facts, now());
     assert_eq!(status, StatusCode::OK);
     assert_eq!(text(&headers, "content-length").as_deref(), Some("40"));
     assert_eq!(text(&headers, "content-encoding").as_deref(), Some("gzip"));
     assert_eq!(text(&headers, "etag").as_deref(), Some("\"ab-gzip\""));
     assert_eq!(text(&headers, "vary").as_deref(), Some("accept-encoding"));
-    let (status, headers) = head(Answer::Part { first: 3, last: 9 }, &facts);
+    let (status, headers) = head(Answer::Part { first: 3, last: 9 }, &facts, now());
     assert_eq!(status, StatusCode::PARTIAL_CONTENT);
     assert_eq!(text(&headers, "content-range").as_deref(), Some("bytes 3-9/100"));
     assert_eq!(text(&headers, "content-length").as_deref(), Some("7"));
     assert_eq!(text(&headers, "content-encoding"), None);
-    let (status, headers) = head(Answer::Unsatisfiable, &facts);
+    let (status, headers) = head(Answer::Unsatisfiable, &facts, now());
     assert_eq!(status, StatusCode::RANGE_NOT_SATISFIABLE);
     assert_eq!(text(&headers, "content-range").as_deref(), Some("bytes */100"));
-    let (status, headers) = head(Answer::NotModified(Coding::Identity), &facts);
+    let (status, headers) = head(Answer::NotModified(Coding::Identity), &facts, now());
     assert_eq!(status, StatusCode::NOT_MODIFIED);
     assert_eq!(text(&headers, "last-modified").as_deref(), Some(MODIFIED));
     assert_eq!(text(&headers, "content-length"), None);

@@ -3,7 +3,8 @@
 //! ```text
 //! /healthz
 //! /metadata/<N>.<role>.json    one part; on disk it keeps its percent-encoding
-//! /targets/<dir>/<HASH>.<file> decoded once; on disk it is plain
+//! /targets/<dir>/<HASH>.<file> decoded once; on disk it is plain; `tough` asks for <HASH>.<dir>/<file>, and the other one
+//!                              is given when only that is there
 //! /api/v1/repository   /api/v1/objects/<SHA-256>   /api/v1/publish
 //! ```
 //!
@@ -67,7 +68,7 @@ pub fn route(path: &str) -> Option<Route> {
     }
     if let Some(name) = path.strip_prefix("targets/") {
         let parts: Option<Vec<String>> = name.split('/').map(decode_part).collect();
-        return Some(Route::File(vec![format!("targets/{}", parts?.join("/"))]));
+        return parts.map(|parts| Route::File(target_names(&parts)));
     }
     if let Some(digest) = path.strip_prefix("api/v1/objects/") {
         return is_sha256(digest).then(|| Route::Object(digest.to_owned()));
@@ -78,6 +79,27 @@ pub fn route(path: &str) -> Option<Route> {
         "api/v1/publish" => Some(Route::Publish),
         _ => None,
     }
+}
+
+/// The name itself, and the one that means the same to clients that put the digest elsewhere.
+fn target_names(parts: &[String]) -> Vec<String> {
+    let mut names = vec![format!("targets/{}", parts.join("/"))];
+    if let [first, middle @ .., last] = parts {
+        let middle: String = middle.iter().flat_map(|part| [part, "/"]).collect();
+        let digest_first = split_digest(first).map(|(digest, dir)| format!("targets/{dir}/{middle}{digest}.{last}"));
+        let digest_last = split_digest(last).map(|(digest, file)| format!("targets/{digest}.{first}/{middle}{file}"));
+        names.extend([digest_first, digest_last].into_iter().flatten());
+        // What was a part is not always one without its digest.
+        names.retain(|name| name.split('/').all(is_safe_part));
+    }
+    names
+}
+
+/// `<HASH>.<rest>` in its two parts.
+fn split_digest(part: &str) -> Option<(&str, &str)> {
+    let (digest, rest) = part.split_once('.')?;
+    let hexadecimal = digest.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (hexadecimal && matches!(digest.len(), 64 | 128) && !rest.is_empty()).then_some((digest, rest))
 }
 
 /// Whether the text is a SHA-256 as the API writes it.
@@ -140,11 +162,9 @@ pub fn is_versioned(name: &str) -> bool {
 pub fn claimed_digest(name: &str) -> Option<&str> {
     let name = name.strip_prefix("targets/")?;
     let last = name.rsplit('/').next()?;
-    [last, name].into_iter().find_map(|part| {
-        let (digest, _) = part.split_once('.')?;
-        let hexadecimal = digest.bytes().all(|byte| byte.is_ascii_hexdigit());
-        (hexadecimal && matches!(digest.len(), 64 | 128)).then_some(digest)
-    })
+    [last, name]
+        .into_iter()
+        .find_map(|part| split_digest(part).map(|(digest, _)| digest))
 }
 
 #[cfg(test)]
@@ -202,6 +222,24 @@ mod tests {
             Some(Route::Object(digest.clone()))
         );
         assert_eq!(route(&format!("/api/v1/objects/{}", digest.to_uppercase())), None);
+    }
+
+    #[test]
+    fn a_digest_may_be_in_the_first_part_or_in_the_last() {
+        let digest = "0f".repeat(32);
+        let file = |names: &[String]| Some(Route::File(names.to_vec()));
+        let usual = format!("targets/a/b/{digest}.f");
+        let tough = format!("targets/{digest}.a/b/f");
+        assert_eq!(route(&format!("/{usual}")), file(&[usual.clone(), tough.clone()]));
+        assert_eq!(route(&format!("/{tough}")), file(&[tough, usual]));
+        let flat = format!("targets/{digest}.f");
+        assert_eq!(route(&format!("/{flat}")), file(&[flat]));
+        // Nothing hidden and nothing above becomes reachable.
+        for rest in [".lock", "..", "./x"] {
+            let name = format!("targets/{digest}.{rest}");
+            let names = route(&format!("/{name}/f"));
+            assert_eq!(names, file(&[format!("{name}/f")]), "{rest}");
+        }
     }
 
     #[test]

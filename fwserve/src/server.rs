@@ -20,15 +20,17 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::access_log::AccessLog;
 use crate::config::{Config, Limits};
-use crate::http::App;
+use crate::http::{App, Peer};
 use crate::publish::{PublishError, Publisher};
 use crate::repository::Repository;
-use crate::timed_io::TimedIo;
+use crate::timed_io::{TimedIo, Work};
 use crate::tls::{self, TlsError};
 use crate::tokens::{TokenError, Tokens};
 
-/// HTTP/2 streams of one connection.
-const STREAMS: u32 = 64;
+/// HTTP/2 streams of one connection. Each may hold a piece of a file in memory that its client does not take.
+const STREAMS: u32 = 16;
+/// File descriptors for other things than connections.
+const OTHER_DESCRIPTORS: u64 = 64;
 /// Pause after an error of accept, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -181,7 +183,7 @@ async fn serve(
     limits: Limits,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let permits = Arc::new(Semaphore::new(limits.connections));
+    let permits = Arc::new(Semaphore::new(limits.connections.min(descriptors())));
     let graceful = GracefulShutdown::new();
     let builder = Arc::new(builder(&limits));
     loop {
@@ -198,14 +200,15 @@ async fn serve(
             let _permit = permit;
             // An answer is one write, or a few large ones: waiting to fill packets only delays them.
             let _ = stream.set_nodelay(true);
-            let stream = TimedIo::new(stream, limits.idle_timeout, limits.write_timeout);
-            let begun = tokio::time::Instant::now();
-            let deadline = begun + limits.head_timeout;
+            let work = Work::default();
+            let stream = TimedIo::new(stream, work.clone(), limits.idle_timeout, limits.write_timeout);
+            let peer = Peer { remote, work };
+            let deadline = tokio::time::Instant::now() + limits.head_timeout;
             match acceptor {
-                None => connection(stream, remote, &app, &builder, deadline, watcher).await,
+                None => connection(stream, peer, &app, &builder, deadline, watcher).await,
                 Some(acceptor) => {
                     if let Ok(Ok(stream)) = tokio::time::timeout_at(deadline, acceptor.accept(stream)).await {
-                        connection(stream, remote, &app, &builder, deadline, watcher).await;
+                        connection(stream, peer, &app, &builder, deadline, watcher).await;
                     }
                 }
             }
@@ -230,6 +233,27 @@ async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> Option<Acce
     }
 }
 
+/// Connections for which there are file descriptors, one for the socket and one for a file on its way; with none left, a
+/// flood of connections would keep the repository from being read. Raises the soft limit, which is kept low only for
+/// programs that use `select`.
+fn descriptors() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    let limit = if setrlimit(Resource::Nofile, raised).is_ok() {
+        raised
+    } else {
+        limit
+    };
+    // No limit is none.
+    let descriptors = limit.current.unwrap_or(u64::MAX);
+    let connections = (descriptors.saturating_sub(OTHER_DESCRIPTORS) / 2).clamp(1, Semaphore::MAX_PERMITS as u64);
+    usize::try_from(connections).unwrap_or(Semaphore::MAX_PERMITS)
+}
+
 fn builder(limits: &Limits) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
@@ -243,15 +267,13 @@ fn builder(limits: &Limits) -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-        .max_send_buf_size(256 * 1024)
-        .keep_alive_interval(limits.idle_timeout / 2)
-        .keep_alive_timeout(limits.write_timeout);
+        .max_send_buf_size(256 * 1024);
     builder
 }
 
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
-    remote: SocketAddr,
+    peer: Peer,
     app: &Arc<App>,
     builder: &Builder<TokioExecutor>,
     deadline: tokio::time::Instant,
@@ -260,8 +282,8 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let asked = Arc::new(AtomicBool::new(false));
     let service = service_fn(|request: hyper::Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
-        let app = Arc::clone(app);
-        async move { Ok::<_, std::convert::Infallible>(app.answer(request, remote).await) }
+        let (app, peer) = (Arc::clone(app), peer.clone());
+        async move { Ok::<_, std::convert::Infallible>(app.answer(request, &peer).await) }
     });
     let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
     tokio::pin!(connection);

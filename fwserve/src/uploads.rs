@@ -7,13 +7,12 @@
 //!
 //! A crash may leave anything in a part: it becomes an object only after its whole contents were hashed on disk.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use fwdurable::Lock;
 use fwmeta::hex;
 use sha2::Sha256;
 
@@ -91,9 +90,7 @@ impl Uploads {
         let dir = repo.join(DIRECTORY);
         fwdurable::create_dir_all(&dir)?;
         fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
-        let uploads = Self { dir, limit };
-        uploads.sweep()?;
-        Ok(uploads)
+        Ok(Self { dir, limit })
     }
 
     /// The directory.
@@ -133,19 +130,11 @@ impl Uploads {
             });
         }
         let part = self.part(sha256);
-        let lock = Lock::try_exclusive(&part)?.ok_or(UploadError::Busy)?;
+        let mut file = open_locked(&part)?.ok_or(UploadError::Busy)?;
         if let Status::Complete(_) = self.status(sha256)? {
-            // The lock made an empty part.
             fwdurable::remove_file(&part)?;
             return Ok(None);
         }
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&part)?;
         let have = file.seek(SeekFrom::End(0))?;
         if have != offset {
             return Err(UploadError::Offset { have, asked: offset });
@@ -160,15 +149,14 @@ impl Uploads {
             expected: sha256.to_owned(),
             at: have,
             total,
-            _lock: lock,
         }))
     }
 
-    /// Removes what nobody wants any more.
+    /// Removes what nobody has touched for a week before `now`.
     ///
     /// # Errors
     /// Any error of the file system.
-    pub fn sweep(&self) -> io::Result<()> {
+    pub fn sweep(&self, now: SystemTime) -> io::Result<()> {
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -177,8 +165,9 @@ impl Uploads {
             if !crate::routes::is_sha256(object) {
                 continue;
             }
-            let age = entry.metadata().and_then(|metadata| metadata.modified());
-            if age.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > ABANDONED)) {
+            let modified = entry.metadata().and_then(|metadata| metadata.modified());
+            let age = modified.map(|modified| now.duration_since(modified).unwrap_or_default());
+            if age.is_ok_and(|age| age > ABANDONED) {
                 fwdurable::remove_file(&entry.path())?;
             }
         }
@@ -189,13 +178,13 @@ impl Uploads {
 /// An object that is being written.
 #[derive(Debug)]
 pub struct Upload {
+    /// Locked until it is closed.
     file: File,
     part: PathBuf,
     object: PathBuf,
     expected: String,
     at: u64,
     total: u64,
-    _lock: Lock,
 }
 
 impl Upload {
@@ -234,6 +223,34 @@ impl Upload {
         self.file.sync_all()?;
         fwdurable::rename(&self.part, &self.object)?;
         Ok(Status::Complete(self.total))
+    }
+}
+
+/// Opens a part and locks it; `None` when somebody else has it. The lock is on the very file that is written: a part that
+/// became an object while this waited to open it must not be written any more.
+fn open_locked(part: &Path) -> io::Result<Option<File>> {
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(part)?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Ok(()) => {}
+        }
+        match fs::symlink_metadata(part) {
+            Ok(named) if (named.dev(), named.ino()) == (file.metadata()?.dev(), file.metadata()?.ino()) => {
+                return Ok(Some(file));
+            }
+            // Renamed or removed in between: look again.
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -279,6 +296,48 @@ mod tests {
         assert_eq!(fs::read(uploads.object(&sha256)).unwrap(), b"hello world");
         assert!(uploads.resume(&sha256, 0, 11).unwrap().is_none());
         assert!(!uploads.part(&sha256).exists());
+    }
+
+    #[test]
+    fn only_what_is_old_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let uploads = Uploads::open(dir.path(), 100).unwrap();
+        for name in [&*name(b"a"), &*format!("{}.part", name(b"b")), "journal.json"] {
+            fs::write(uploads.dir().join(name), "x").unwrap();
+        }
+        let count = || fs::read_dir(uploads.dir()).unwrap().count();
+        uploads.sweep(SystemTime::now()).unwrap();
+        assert_eq!(count(), 3);
+        uploads
+            .sweep(SystemTime::now() + ABANDONED + Duration::from_secs(60))
+            .unwrap();
+        assert_eq!(count(), 1);
+        assert!(uploads.dir().join("journal.json").exists());
+    }
+
+    #[test]
+    fn a_part_that_became_an_object_is_not_written_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let uploads = Uploads::open(dir.path(), 100).unwrap();
+        let sha256 = name(b"hello");
+        let mut upload = uploads.resume(&sha256, 0, 5).unwrap().unwrap();
+        upload.write(b"hello").unwrap();
+        let racing = std::thread::scope(|scope| {
+            let racing = scope.spawn(|| {
+                // Busy until the other has finished; then the object is complete.
+                loop {
+                    match uploads.resume(&sha256, 5, 5) {
+                        Err(UploadError::Busy) => {}
+                        other => return other.unwrap(),
+                    }
+                }
+            });
+            upload.finish().unwrap();
+            racing.join().unwrap()
+        });
+        assert!(racing.is_none(), "{racing:?}");
+        assert!(!uploads.part(&sha256).exists());
+        assert_eq!(fs::read(uploads.object(&sha256)).unwrap(), b"hello");
     }
 
     #[test]

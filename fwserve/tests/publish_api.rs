@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use fwserve::config::PublishConfig;
+use fwserve::config::{AccessLogTo, PublishConfig};
 use fwserve::{Config, Running};
 use support::{Answer, Files, Vendor, connect, get, request, sha256, visible};
 
@@ -40,11 +40,16 @@ fn repo(dir: &Path) -> PathBuf {
 }
 
 fn serve() -> Served {
+    serve_with(|_, _| {})
+}
+
+fn serve_with(change: impl FnOnce(&mut Config, &Path)) -> Served {
     let dir = tempfile::tempdir().unwrap();
     let vendor = Vendor::new();
     let (publish, token) = prepare(dir.path(), &vendor);
     let mut config = Config::read_only(repo(dir.path()));
     config.publish = Some(publish);
+    change(&mut config, dir.path());
     let running = fwserve::start(config).unwrap();
     Served {
         dir,
@@ -190,6 +195,40 @@ fn nothing_is_done_without_a_token() {
 }
 
 #[test]
+fn the_log_names_who_published_and_not_the_secret() {
+    let served = serve_with(|config, dir| config.access_log = AccessLogTo::File(dir.join("log")));
+    call(
+        served.running.address(),
+        &served.token,
+        "GET",
+        "/api/v1/repository",
+        &[],
+        b"",
+    );
+    call(
+        served.running.address(),
+        "fwp_wrong",
+        "GET",
+        "/api/v1/repository",
+        &[],
+        b"",
+    );
+    served.running.stop();
+    let log = fs::read_to_string(served.dir.path().join("log")).unwrap();
+    let lines: Vec<_> = log.lines().collect();
+    assert_eq!(lines.len(), 2, "{log}");
+    assert!(
+        lines[0].contains(r#""status":200"#) && lines[0].contains(r#""token":"test""#),
+        "{log}"
+    );
+    assert!(
+        lines[1].contains(r#""status":401"#) && !lines[1].contains("token"),
+        "{log}"
+    );
+    assert!(!log.contains("fwp_"), "{log}");
+}
+
+#[test]
 fn uploads_resume_after_a_broken_connection() {
     let served = serve();
     let (address, token) = (served.running.address(), &served.token);
@@ -246,6 +285,15 @@ fn bad_uploads_are_refused() {
     let head = call(address, token, "HEAD", &path, &[], b"");
     assert_eq!(head.header("upload-offset"), Some("0"), "what was wrong is discarded");
     assert_eq!(put("1048577", b"right").status, 413);
+    for digest in ["", "x", "..%2f..%2fetc", &*sha256(b"right").to_uppercase()] {
+        let path = format!("/api/v1/objects/{digest}");
+        let headers = [("Upload-Offset", "0"), ("Upload-Length", "5")];
+        assert_eq!(
+            call(address, token, "PUT", &path, &headers, b"right").status,
+            404,
+            "{digest}"
+        );
+    }
     assert_eq!(put("x", b"right").status, 400);
     assert_eq!(put("4", b"right").status, 400);
     assert_eq!(call(address, token, "PUT", &path, &[], b"right").status, 400);
@@ -285,6 +333,21 @@ fn refusals_give_the_exact_reason_and_change_nothing() {
     for garbage in ["", "{", "[1]", "{\"base\":null,\"files\":{\"../x\":\"y\"}}"] {
         let answer = call(address, &token, "POST", "/api/v1/publish", &[], garbage.as_bytes());
         assert_eq!(answer.status, 400, "{garbage}");
+    }
+    let endless = vec![b' '; 17 << 20];
+    let mut stream = connect(address);
+    write!(
+        stream,
+        "POST /api/v1/publish HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n",
+        1u64 << 40
+    )
+    .unwrap();
+    // It may be cut off before all is sent.
+    let _ = stream.write_all(&endless);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    if !answer.is_empty() {
+        assert_eq!(support::parse(&answer).status, 413);
     }
     assert_eq!(visible(&repo(served.dir.path())), before);
     let answer = publish(address, &token, Some(&files[TIMESTAMP]), &good);
@@ -333,6 +396,12 @@ fn of_concurrent_publishers_one_wins() {
     );
 }
 
+fn assert_files(address: SocketAddr, files: &Files) {
+    for (name, bytes) in files {
+        assert_eq!(&get(address, &format!("/{name}"), &[]).body, bytes, "{name}");
+    }
+}
+
 /// The real binary, with its address.
 fn spawn(dir: &Path, publish: &PublishConfig) -> (Child, SocketAddr) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_fwserve"))
@@ -355,14 +424,22 @@ fn spawn(dir: &Path, publish: &PublishConfig) -> (Child, SocketAddr) {
 
 #[test]
 fn a_killed_server_leaves_the_old_or_the_new_repository() {
+    const ROUNDS: u32 = 24;
     let dir = tempfile::tempdir().unwrap();
     let mut vendor = Vendor::new();
     let (config, token) = prepare(dir.path(), &vendor);
     let (mut child, mut address) = spawn(dir.path(), &config);
     let mut current = first(&mut vendor);
+    let begun = std::time::Instant::now();
     assert_eq!(publish(address, &token, None, &current).status, 200);
-    for round in 0..8u64 {
-        let next = vendor.release(&format!("p/{round}/g"), format!("round {round}").as_bytes());
+    let one_publication = begun.elapsed();
+    let mut everything = visible(&repo(dir.path()));
+    let (mut old, mut new) = (0, 0);
+    for round in 0..ROUNDS {
+        // In every other round root and timestamp must change together.
+        let rotated = (round % 2 == 1).then(|| vendor.rotate(10 + u8::try_from(round).unwrap()));
+        let mut next = vendor.release(&format!("p/{round}/g"), format!("round {round}").as_bytes());
+        next.extend(rotated);
         for bytes in next.values() {
             assert_eq!(upload(address, &token, bytes).status, 201);
         }
@@ -374,26 +451,35 @@ fn a_killed_server_leaves_the_old_or_the_new_repository() {
             body.len()
         )
         .unwrap();
-        // Somewhere in the request, which takes a few milliseconds.
-        std::thread::sleep(std::time::Duration::from_millis(round * 2));
+        // Somewhere in the request, whatever the speed of the machine.
+        std::thread::sleep(one_publication * round / ROUNDS);
         child.kill().unwrap();
         child.wait().unwrap();
         (child, address) = spawn(dir.path(), &config);
         let served = get(address, "/metadata/timestamp.json", &[]).body;
-        assert!(
-            served == current[TIMESTAMP] || served == next[TIMESTAMP],
-            "round {round}"
-        );
-        if served != next[TIMESTAMP] {
+        let root = next.keys().find(|name| name.ends_with(".root.json"));
+        if served == current[TIMESTAMP] {
+            old += 1;
+            assert_files(address, &everything);
+            if let Some(root) = root {
+                assert_eq!(
+                    get(address, &format!("/{root}"), &[]).status,
+                    404,
+                    "a root of the new version"
+                );
+            }
             // Uploads outlive the crash: the same publication now succeeds.
             let answer = call(address, &token, "POST", "/api/v1/publish", &[], body.as_bytes());
             assert_eq!(answer.status, 200, "{}", answer.text());
+        } else {
+            new += 1;
+            assert_eq!(served, next[TIMESTAMP], "round {round}");
         }
-        for (name, bytes) in &next {
-            assert_eq!(&get(address, &format!("/{name}"), &[]).body, bytes, "{name}");
-        }
+        everything.extend(next.clone());
+        assert_files(address, &everything);
         current = next;
     }
+    println!("{old} times the old repository, {new} times the new one");
     // The end is orderly.
     let status = Command::new("kill").arg(child.id().to_string()).status().unwrap();
     assert!(status.success());

@@ -5,11 +5,9 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fwserve::config::{AccessLogTo, TlsFiles};
+use fwserve::config::AccessLogTo;
 use fwserve::{Config, Running};
 use support::{Vendor, connect, get, parse, raw, request, sha256, write};
 
@@ -142,6 +140,41 @@ fn no_path_leads_out() {
 }
 
 #[test]
+fn a_target_is_found_wherever_its_digest_is_put() {
+    let served = serve(|_| {});
+    let address = served.running.address();
+    let (usual, bytes) = served.files.iter().find(|(name, _)| name.ends_with("small")).unwrap();
+    let digest = sha256(bytes);
+    assert_eq!(*usual, format!("targets/p/1/{digest}.small"));
+    let answer = get(address, &format!("/targets/{digest}.p/1/small"), &[]);
+    assert_eq!((answer.status, &answer.body), (200, bytes));
+    assert_eq!(
+        answer.header("cache-control"),
+        Some("public, max-age=31536000, immutable")
+    );
+    assert_eq!(get(address, &format!("/targets/{digest}.p/2/small"), &[]).status, 404);
+}
+
+#[test]
+fn more_connections_than_allowed_wait() {
+    let served = serve(|config| config.limits.connections = 1);
+    let address = served.running.address();
+    let first = connect(address);
+    let mut second = connect(address);
+    second
+        .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    second.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let early = second.read(&mut [0]);
+    assert!(early.is_err(), "answered while the only place was taken");
+    drop(first);
+    second.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut bytes = Vec::new();
+    second.read_to_end(&mut bytes).unwrap();
+    assert_eq!(parse(&bytes).status, 200);
+}
+
+#[test]
 fn a_changed_timestamp_is_served_at_once() {
     let served = serve(|_| {});
     let address = served.running.address();
@@ -209,107 +242,6 @@ fn the_log_has_one_line_a_request_without_secrets() {
     assert!(lines[0].contains("\"path\":\"/metadata/1.root.json\"") && lines[0].contains("\"status\":200"));
     assert!(lines[1].contains("\"status\":404"));
     assert!(!text.contains("hidden"));
-}
-
-#[test]
-fn http2_without_tls_is_understood() {
-    let served = serve(|_| {});
-    let mut stream = connect(served.running.address());
-    // Preface and an empty SETTINGS frame.
-    stream
-        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
-        .unwrap();
-    let mut header = [0; 9];
-    stream.read_exact(&mut header).unwrap();
-    assert_eq!(header[3], 4, "a SETTINGS frame: {header:?}");
-}
-
-#[test]
-fn tls_serves_both_protocols() {
-    let dir = tempfile::tempdir().unwrap();
-    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
-    if !certificate(&cert, &key) {
-        assert!(
-            std::env::var_os("FWTESTS_REQUIRE_TOOLS").is_none(),
-            "openssl is required"
-        );
-        eprintln!("skipped: no openssl");
-        return;
-    }
-    let served = serve(|config| {
-        config.limits.head_timeout = Duration::from_secs(1);
-        config.tls = Some(TlsFiles {
-            certificates: cert.clone(),
-            key,
-        });
-    });
-    let address = served.running.address();
-    assert!(served.running.url().starts_with("https://"));
-    for (protocol, expected) in [("h2", "ALPN protocol: h2"), ("http/1.1", "ALPN protocol: http/1.1")] {
-        let mut client = Command::new("openssl")
-            .args([
-                "s_client",
-                "-connect",
-                &address.to_string(),
-                "-alpn",
-                protocol,
-                "-servername",
-                "localhost",
-            ])
-            .args(["-verify_return_error", "-CAfile"])
-            .arg(&cert)
-            .args(["-ign_eof"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut stdin = client.stdin.take().unwrap();
-        if protocol == "http/1.1" {
-            stdin
-                .write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                .unwrap();
-        } else {
-            // No request is possible by hand: the server ends what is no HTTP/2.
-            stdin.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-        }
-        let output = client.wait_with_output().unwrap();
-        drop(stdin);
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains(expected), "{text}");
-        assert!(text.contains("Verify return code: 0"), "{text}");
-        if protocol == "http/1.1" {
-            assert!(text.contains("HTTP/1.1 200 OK") && text.contains("ok\n"), "{text}");
-        }
-    }
-}
-
-fn certificate(cert: &Path, key: &Path) -> bool {
-    Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-        ])
-        .args([
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-keyout",
-        ])
-        .arg(key)
-        .arg("-out")
-        .arg(cert)
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
 }
 
 #[test]
