@@ -1,5 +1,5 @@
 //! Publications: one at a time, from the version that the publisher saw, judged by [`crate::candidate`], then switched to
-//! by [`crate::switch`], all or nothing.
+//! by `switch`, all or nothing.
 //!
 //! ```text
 //! lock  complete what was interrupted  base is current?  judge  switch
