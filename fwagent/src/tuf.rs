@@ -127,7 +127,7 @@ fn fetch_target(
     prefixed: bool,
 ) -> anyhow::Result<()> {
     let url = format!("{}/{}", base.trim_end_matches('/'), target_object(path, file, prefixed));
-    let local = dir.join(layout::escape(path.as_str(), false));
+    let local = dir.join(layout::local_part(path.as_str()));
     let downloaded = http.download(&url, file, &local, &mut |_, _| true);
     if downloaded.is_err() {
         // The directory is the caller's: nothing half-done stays in it.

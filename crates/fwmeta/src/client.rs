@@ -204,7 +204,10 @@ impl<F: Fetch, C: Cache> Client<F, C> {
     fn refresh_root(&mut self) -> Result<(), ClientError> {
         let role = RoleName::root();
         for _ in 0..limits::ROOT_ROTATIONS {
-            let name = layout::metadata_name(&role, Some(self.trusted.root().version.saturating_add(1)));
+            let Some(next) = self.trusted.root().version.checked_add(1) else {
+                break;
+            };
+            let name = layout::metadata_name(&role, Some(next));
             let Some(bytes) = self.fetch_object(&name, limits::ROOT_BYTES)? else {
                 break;
             };
@@ -388,13 +391,16 @@ impl<F: Fetch, C: Cache> Client<F, C> {
     /// a whole repository; a device reads only what it needs.
     ///
     /// # Errors
-    /// The first role that cannot be verified.
+    /// The first role that cannot be verified; more than [`limits::DELEGATIONS_VERIFIED`] delegations.
     pub fn load_all(&mut self) -> Result<BTreeMap<RoleName, &Targets>, ClientError> {
         let mut visited: BTreeSet<Edge> = BTreeSet::new();
         let mut stack = vec![(RoleName::targets(), RoleName::root())];
         while let Some((role, parent)) = stack.pop() {
             if !visited.insert((role.clone(), parent.clone())) {
                 continue;
+            }
+            if visited.len() > limits::DELEGATIONS_VERIFIED {
+                return Err(too_many_roles("the whole repository", limits::DELEGATIONS_VERIFIED));
             }
             self.load_targets(&role, &parent)?;
             let delegations = self

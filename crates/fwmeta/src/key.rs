@@ -1,6 +1,7 @@
 //! Public keys, key ids and the check of one signature; the trait by which others sign. No private key type lives here.
 //!
-//! Schemes (TUF 1.0.34 §4.2.1): `ed25519`, `ecdsa-sha2-nistp256`, `rsassa-pss-sha256`. A key of another type or scheme,
+//! Schemes (TUF 1.0.34 §4.2.1): `ed25519`, `ecdsa-sha2-nistp256`, `rsassa-pss-sha256`; also `rsa-pkcs1v15-sha256`, which
+//! hardware that cannot do PSS writes and the public conformance suite generates. A key of another type or scheme,
 //! or one whose public value cannot be read, is kept as it was received and verifies nothing: metadata may name keys
 //! that a device does not understand, as long as enough understood ones have signed.
 
@@ -62,6 +63,7 @@ enum Verifier {
     Ed25519(Box<ed25519_dalek::VerifyingKey>),
     EcdsaP256(Box<p256::ecdsa::VerifyingKey>),
     RsaPss(Box<rsa::PublicKey>),
+    RsaPkcs1(Box<rsa::PublicKey>),
     /// A type or scheme that is not known here, or a public value that cannot be read.
     Unusable,
 }
@@ -199,7 +201,8 @@ impl PublicKey {
         match (&self.verifier, &other.verifier) {
             (Verifier::Ed25519(a), Verifier::Ed25519(b)) => a == b,
             (Verifier::EcdsaP256(a), Verifier::EcdsaP256(b)) => a == b,
-            (Verifier::RsaPss(a), Verifier::RsaPss(b)) => a == b,
+            // One key under two schemes is still one key.
+            (Verifier::RsaPss(a) | Verifier::RsaPkcs1(a), Verifier::RsaPss(b) | Verifier::RsaPkcs1(b)) => a == b,
             _ => false,
         }
     }
@@ -216,6 +219,11 @@ impl PublicKey {
                 .is_ok_and(|signature| key.verify(message, &signature).is_ok()),
             Verifier::RsaPss(key) => rsa::pss::Signature::try_from(signature).is_ok_and(|signature| {
                 rsa::pss::VerifyingKey::<rsa::sha2::Sha256>::new_with_auto_salt_len(key.as_ref().clone())
+                    .verify(message, &signature)
+                    .is_ok()
+            }),
+            Verifier::RsaPkcs1(key) => rsa::pkcs1v15::Signature::try_from(signature).is_ok_and(|signature| {
+                rsa::pkcs1v15::VerifyingKey::<rsa::sha2::Sha256>::new(key.as_ref().clone())
                     .verify(message, &signature)
                     .is_ok()
             }),
@@ -236,6 +244,7 @@ impl Verifier {
                     .map(|key| Self::EcdsaP256(Box::new(key)))
             }
             ("rsa", "rsassa-pss-sha256") => rsa_from_pem(public).map(|key| Self::RsaPss(Box::new(key))),
+            ("rsa", "rsa-pkcs1v15-sha256") => rsa_from_pem(public).map(|key| Self::RsaPkcs1(Box::new(key))),
             _ => None,
         };
         verifier.unwrap_or(Self::Unusable)

@@ -9,9 +9,14 @@
 //! leave the metadata directory or take another role's place (TUF 1.0.34 §4.5). On disk a metadata file has the encoded
 //! name and a target the plain one: a server decodes target paths, and nothing decodes role names.
 
+use sha2::{Digest, Sha256};
+
 use crate::hex;
 use crate::role::RoleName;
 use crate::target::TargetPath;
+
+/// Longest encoded name that is kept in [`local_part`]: file systems allow 255 bytes, and temporary files need some.
+const LOCAL_PART_BYTES: usize = 200;
 
 /// Object name of a role's metadata file, with the version in front when there is one.
 pub fn metadata_name(role: &RoleName, version: Option<u64>) -> String {
@@ -24,7 +29,21 @@ pub fn metadata_name(role: &RoleName, version: Option<u64>) -> String {
 
 /// Name of a role's metadata file in a local store: unversioned, one path part whatever the role's name.
 pub fn local_name(role: &RoleName) -> String {
-    metadata_name(role, None)
+    format!("{}.json", local_part(role.as_str()))
+}
+
+/// One path part that stands for `text` in a local directory: encoded like an object name, never hidden, and short enough
+/// for every file system. Different texts have different parts.
+pub fn local_part(text: &str) -> String {
+    let escaped = escape(text, false);
+    if escaped.len() > LOCAL_PART_BYTES {
+        // An escaped text never has a `%` before anything but two digits.
+        return format!("%sha256-{}", hex::encode(&Sha256::digest(text.as_bytes())));
+    }
+    match escaped.strip_prefix('.') {
+        Some(rest) => format!("%2E{rest}"),
+        None => escaped,
+    }
 }
 
 /// Object name of a target, percent-encoded; with the digest before the last part when one is given.
@@ -68,7 +87,12 @@ mod tests {
         assert_eq!(metadata_name(&role("root"), Some(3)), "3.root.json");
         assert_eq!(metadata_name(&role("timestamp"), None), "timestamp.json");
         assert_eq!(metadata_name(&role("../a b/é"), Some(1)), "1...%2Fa%20b%2F%C3%A9.json");
-        assert_eq!(local_name(&role("..")), "...json");
+        assert_eq!(local_name(&role("..")), "%2E..json");
+        assert_eq!(local_name(&role("a/b")), "a%2Fb.json");
+        let long = "ü".repeat(127);
+        let name = local_name(&role(&long));
+        assert!(name.starts_with("%sha256-") && name.len() < 100, "{name}");
+        assert_ne!(name, local_name(&role(&long.replacen('ü', "ö", 1))));
         let path = TargetPath::parse("p/1.0+x/a b").unwrap();
         assert_eq!(target_name(&path, Some(&[0xab, 1])), "p/1.0%2Bx/ab01.a%20b");
         assert_eq!(target_file(&path, None), "p/1.0+x/a b");

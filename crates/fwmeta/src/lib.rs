@@ -10,7 +10,11 @@
 //!
 //! * JSON with duplicate keys, lone surrogates, or beyond the bounds of [`limits`] is refused;
 //! * a key id that signs twice refuses the file; the same key under two ids counts once;
-//! * a delegated role reached through two parents is verified against each.
+//! * a delegated role reached through two parents is verified against each;
+//! * snapshot metadata below the trusted version are refused even when no trusted timestamp is left to compare with.
+//!
+//! One to the more generous side: signatures of scheme `rsa-pkcs1v15-sha256`, which the specification does not list and
+//! other implementations write, are verified too.
 //!
 //! Out of scope: private keys (fwsign), transport and storage (each product), TAP 4 and TAP 15.
 

@@ -34,6 +34,9 @@ pub const DELEGATIONS_VISITED: usize = 32;
 /// Roles visited when the releases of a product are listed: larger, because hash bins spread them.
 pub const RELEASE_ROLES_VISITED: usize = 1024;
 
+/// Delegations followed when a whole repository is verified. Bounds the work that one publisher can cause on a server.
+pub const DELEGATIONS_VERIFIED: usize = 65_536;
+
 /// Keys in one role, and keys in one `keys` object.
 pub const KEYS: usize = 1024;
 

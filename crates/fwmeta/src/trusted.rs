@@ -201,7 +201,16 @@ impl TrustedSet {
         let envelope = parse_envelope(bytes, limits::ROOT_BYTES)?;
         let root = Root::from_envelope(&envelope)?;
         check_signatures(&envelope, &self.root.roles.root, &self.root.keys, &RoleName::root())?;
-        expect_version(self.root.version.saturating_add(1), root.version)?;
+        match self.root.version.checked_add(1) {
+            Some(next) => expect_version(next, root.version)?,
+            // The last number there is: nothing can come after it, least of all itself.
+            None => {
+                return Err(Refusal::Rollback {
+                    new: root.version,
+                    trusted: self.root.version,
+                });
+            }
+        }
         check_signatures(&envelope, &root.roles.root, &root.keys, &RoleName::root())?;
         let removed = removes_key(&self.root, &root, |root| &root.roles.timestamp)
             || removes_key(&self.root, &root, |root| &root.roles.snapshot);
@@ -292,6 +301,14 @@ impl TrustedSet {
         let new = Snapshot::from_envelope(&envelope)?;
         check_signatures(&envelope, &self.root.roles.snapshot, &self.root.keys, &RoleName::root())?;
         if let Some(trusted) = &self.snapshot {
+            // Departs: §5.5 leaves the version of snapshot itself to the timestamp; a device whose stored timestamp was
+            // damaged would then take an older snapshot that lists the same targets.
+            if new.version < trusted.version {
+                return Err(Refusal::Rollback {
+                    new: new.version,
+                    trusted: trusted.version,
+                });
+            }
             for (file, meta) in &trusted.meta {
                 let version = new.meta.get(file).map(|meta| meta.version);
                 if version.is_none_or(|version| version < meta.version) {
