@@ -84,6 +84,12 @@ impl App {
     }
 
     async fn route(&self, request: Request<Incoming>, peer: &Peer) -> Response<AnswerBody> {
+        // Only names that a route has given are in memory.
+        if (request.method() == Method::GET || request.method() == Method::HEAD)
+            && let Some(object) = routes::plain_name(request.uri().path()).and_then(|name| self.repository.cached(name))
+        {
+            return represent(&object, &request);
+        }
         let Some(route) = routes::route(request.uri().path()) else {
             return text(StatusCode::NOT_FOUND, "not found\n");
         };

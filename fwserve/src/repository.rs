@@ -6,8 +6,10 @@
 
 use std::any::TypeId;
 use std::collections::HashMap;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,6 +59,19 @@ impl Identity {
             nanoseconds: metadata.mtime_nsec(),
         }
     }
+
+    /// Of what has this path; `None` when that is not a file, or is not there.
+    fn of_path(path: &CStr) -> Option<Self> {
+        let stat = rustix::fs::lstat(path).ok()?;
+        let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile;
+        is_file.then(|| Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            length: u64::try_from(stat.st_size).unwrap_or(0),
+            seconds: stat.st_mtime,
+            nanoseconds: i64::try_from(stat.st_mtime_nsec).unwrap_or(0),
+        })
+    }
 }
 
 /// A file as it is served.
@@ -66,6 +81,7 @@ pub struct Object {
     pub facts: Facts,
     /// Its bytes.
     pub content: Content,
+    path: CString,
     identity: Identity,
     weight: u64,
     used: AtomicU64,
@@ -159,8 +175,7 @@ impl Repository {
             let cache = self.cache.read().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(cache.get(name)?)
         };
-        let metadata = std::fs::symlink_metadata(self.dir.join(name)).ok()?;
-        (metadata.is_file() && Identity::of(&metadata) == object.identity).then(|| {
+        (Identity::of_path(&object.path) == Some(object.identity)).then(|| {
             object.used.store(self.tick(), Ordering::Relaxed);
             object
         })
@@ -237,6 +252,7 @@ impl Repository {
         let object = Arc::new(Object {
             facts,
             content,
+            path: CString::new(self.dir.join(name).into_os_string().into_vec())?,
             identity,
             weight,
             used: AtomicU64::new(self.tick()),

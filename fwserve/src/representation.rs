@@ -6,6 +6,7 @@
 //! Departs from RFC 9110 §13.1.3: `If-Modified-Since` holds only for the very date that was sent as `Last-Modified`. A
 //! timestamp that was restored from a backup, and is older, must still reach those that have the newer one.
 
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use hyper::header::{
@@ -38,6 +39,8 @@ pub struct Facts {
     last_modified: HeaderValue,
     cache_control: HeaderValue,
     content_type: HeaderValue,
+    /// Heads of the two frequent answers in each coding, kept when they have been made.
+    heads: [OnceLock<HeaderMap>; 6],
 }
 
 impl Facts {
@@ -60,6 +63,7 @@ impl Facts {
             last_modified: ascii(&httpdate::fmt_http_date(modified)),
             cache_control: cache_control.clone(),
             content_type: HeaderValue::from_static(content_type),
+            heads: Default::default(),
         }
     }
 
@@ -154,6 +158,22 @@ pub fn decide(method: &Method, request: &HeaderMap, facts: &Facts, now: SystemTi
 
 /// The head of an answer at the time `now`. The length is that of the body a GET gets.
 pub fn head(answer: Answer, facts: &Facts, now: SystemTime) -> (StatusCode, HeaderMap) {
+    let is_settled = facts.is_settled(now);
+    let frequent = match answer {
+        Answer::Whole(coding) => Some((StatusCode::OK, coding as usize)),
+        Answer::NotModified(coding) => Some((StatusCode::NOT_MODIFIED, 3 + coding as usize)),
+        _ => None,
+    };
+    match frequent {
+        Some((status, slot)) if is_settled => {
+            let made = facts.heads[slot].get_or_init(|| make_head(answer, facts, true).1);
+            (status, made.clone())
+        }
+        _ => make_head(answer, facts, is_settled),
+    }
+}
+
+fn make_head(answer: Answer, facts: &Facts, is_settled: bool) -> (StatusCode, HeaderMap) {
     let mut headers = HeaderMap::with_capacity(10);
     let mut put = |name: HeaderName, value: HeaderValue| {
         headers.insert(name, value);
@@ -183,7 +203,7 @@ pub fn head(answer: Answer, facts: &Facts, now: SystemTime) -> (StatusCode, Head
         }
     };
     put(ETAG, facts.etag(coding).clone());
-    if facts.is_settled(now) {
+    if is_settled {
         put(LAST_MODIFIED, facts.last_modified.clone());
     }
     put(CACHE_CONTROL, facts.cache_control.clone());

@@ -102,6 +102,13 @@ fn split_digest(part: &str) -> Option<(&str, &str)> {
     (hexadecimal && matches!(digest.len(), 64 | 128) && !rest.is_empty()).then_some((digest, rest))
 }
 
+/// The name of a file in a path that names it plainly, as all frequent ones do: without escapes, the first name that
+/// [`route`] would give is the path itself.
+pub fn plain_name(path: &str) -> Option<&str> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-~/".contains(&byte);
+    path.strip_prefix('/').filter(|name| name.bytes().all(is_plain))
+}
+
 /// Whether the text is a SHA-256 as the API writes it.
 pub fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
@@ -222,6 +229,25 @@ mod tests {
             Some(Route::Object(digest.clone()))
         );
         assert_eq!(route(&format!("/api/v1/objects/{}", digest.to_uppercase())), None);
+    }
+
+    #[test]
+    fn plain_names_are_those_of_the_route() {
+        for path in ["/metadata/1.root.json", "/targets/a/b~c_d-e.f"] {
+            assert_eq!(
+                route(path),
+                Some(Route::File(vec![plain_name(path).unwrap().to_owned()]))
+            );
+        }
+        for path in [
+            "/metadata/1.a%2Fb.json",
+            "/metadata/1.a+b.json",
+            "/targets/a b",
+            "targets/a",
+            "",
+        ] {
+            assert_eq!(plain_name(path), None, "{path}");
+        }
     }
 
     #[test]
