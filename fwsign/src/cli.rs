@@ -35,7 +35,7 @@ pub enum Command {
     /// Add releases
     #[command(subcommand)]
     Release(ReleaseCommand),
-    /// Renew snapshot and timestamp
+    /// Renew timestamp and snapshot, and the targets roles that are named
     ///
     /// Example: fwsign refresh repo --keys-dir keys
     Refresh(Refresh),
@@ -59,7 +59,7 @@ pub struct Keygen {
     /// Private key file to make; never overwritten
     pub file: PathBuf,
     /// Write the private key without encryption
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["passphrase_file", "passphrase_fd"])]
     pub unencrypted: bool,
     /// Where the passphrase comes from.
     #[command(flatten)]
@@ -212,7 +212,8 @@ pub struct ReleaseAdd {
     /// Sequence number; the channel's highest plus one when absent
     #[arg(long, value_name = "N")]
     pub sequence: Option<u64>,
-    /// Sequence below which devices that confirm this release boot nothing any more; the last release's when absent
+    /// Sequence below which devices that confirm this release boot nothing any more; the channel's last release's when
+    /// absent
     #[arg(long, value_name = "N")]
     pub security_floor: Option<u64>,
     /// Hardware revision it is for; may be given several times
@@ -279,10 +280,13 @@ pub struct ReleaseAdd {
 pub struct Refresh {
     /// Directory of the repository
     pub repo: PathBuf,
-    /// Renew only what expires within this many days; the timestamp is renewed with the snapshot
+    /// Renew only what expires within this many days; the timestamp is renewed with anything else
     #[arg(long, value_name = "DAYS", default_value_t = 36500)]
     pub within_days: u32,
-    /// Keys of snapshot and timestamp.
+    /// Renew this role too: `targets`, or a product; may be given several times
+    #[arg(long = "role", value_name = "ROLE")]
+    pub roles: Vec<String>,
+    /// Keys of timestamp, snapshot and the roles that are named.
     #[command(flatten)]
     pub keys: KeyArgs,
     /// How long metadata are valid.
@@ -333,14 +337,17 @@ pub struct Publish {
     #[arg(long, value_name = "URL", requires = "token_file")]
     pub server: Option<String>,
     /// File with the publish token of the server
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "server")]
     pub token_file: Option<PathBuf>,
     /// PEM file of the certificate authorities to trust for the server
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "server")]
     pub ca_file: Option<PathBuf>,
     /// Send the token over plain HTTP to a host that is not this machine
-    #[arg(long)]
+    #[arg(long, requires = "server")]
     pub allow_plain_http: bool,
+    /// Publish a repository that trusts the published keys of keys-example
+    #[arg(long)]
+    pub allow_example_keys: bool,
     /// Say what would be brought and change nothing
     #[arg(long)]
     pub dry_run: bool,

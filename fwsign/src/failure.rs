@@ -1,6 +1,10 @@
 //! Why a command failed, with its exit code.
 
 use std::fmt;
+use std::io;
+
+use crate::publish::ApiError;
+use crate::signer::{ExampleKey, MissingKeys};
 
 /// Exit codes shared by all programs of the project.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,12 +50,18 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Whatever has no better code is the environment's fault.
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self {
-            code: Code::Environment,
-            error: error.into(),
-        }
+        let error = error.into();
+        let code = if error.is::<MissingKeys>() {
+            Code::Usage
+        } else if error.is::<ExampleKey>() {
+            Code::Refused
+        } else {
+            error.downcast_ref().map_or(Code::Environment, ApiError::code)
+        };
+        Self { code, error }
     }
 }
 
@@ -60,6 +70,41 @@ pub fn refused(error: impl Into<anyhow::Error>) -> Failure {
     Failure {
         code: Code::Refused,
         error: error.into(),
+    }
+}
+
+/// The failure of a verifier: a refusal, unless it could not read what it was to judge.
+pub fn judged(error: anyhow::Error) -> Failure {
+    Failure {
+        code: judged_code(&error),
+        error,
+    }
+}
+
+/// The code of a verifier's failure, as [`judged`] gives it.
+pub fn judged_code(error: &anyhow::Error) -> Code {
+    // These say that a file is not what it should be; every other one, that nobody can say what it is.
+    let refusals = [
+        io::ErrorKind::NotFound,
+        io::ErrorKind::FileTooLarge,
+        io::ErrorKind::IsADirectory,
+        io::ErrorKind::NotADirectory,
+        io::ErrorKind::UnexpectedEof,
+        io::ErrorKind::InvalidData,
+    ];
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    if causes.any(|cause| !refusals.contains(&cause.kind())) {
+        Code::Environment
+    } else {
+        Code::Refused
+    }
+}
+
+/// There was nothing to do.
+pub fn nothing_to_do(message: impl fmt::Display + fmt::Debug + Send + Sync + 'static) -> Failure {
+    Failure {
+        code: Code::NothingToDo,
+        error: anyhow::Error::msg(message),
     }
 }
 

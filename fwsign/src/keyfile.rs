@@ -4,6 +4,7 @@
 //! encrypted with PBES2: PBKDF2-HMAC-SHA256, 600,000 rounds, AES-256-CBC, which both read. Either version, and any PBES2
 //! that the library knows, is read; few rounds give a warning.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use ed25519_dalek::SigningKey;
@@ -11,16 +12,22 @@ use ed25519_dalek::pkcs8::DecodePrivateKey;
 use pkcs8::der::pem::PemLabel;
 use pkcs8::der::{Decode, Encode};
 use pkcs8::pkcs5::EncryptionScheme;
-use pkcs8::pkcs5::pbes2::Parameters;
+use pkcs8::pkcs5::pbes2::{Kdf, Parameters};
 use pkcs8::{EncryptedPrivateKeyInfoRef, LineEnding, PrivateKeyInfoRef, SecretDocument};
 use zeroize::Zeroizing;
+
+use crate::bounded;
 
 /// Rounds of PBKDF2 that we write (OWASP 2023 for HMAC-SHA256).
 const ROUNDS: u32 = 600_000;
 /// Fewer rounds than this give a warning.
 const ROUNDS_WEAK: u32 = 100_000;
+/// More rounds than this are refused: they would take minutes.
+const ROUNDS_MAX: u32 = 20_000_000;
+/// Memory that scrypt may take, in bytes (128 N r).
+const SCRYPT_BYTES: u64 = 1 << 30;
 /// Longest key file that is read, in bytes.
-const FILE_BYTES: u64 = 64 * 1024;
+const FILE_BYTES: u16 = 32 * 1024;
 /// PKCS#8 version 1 around an ed25519 seed (RFC 8410 §7): everything before its 32 bytes.
 const V1_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
@@ -63,6 +70,14 @@ pub enum KeyFileError {
     WrongPassphrase {
         /// The file.
         path: PathBuf,
+    },
+    /// Decrypting would take too long or too much memory.
+    #[error("key file {} asks for {cost} to derive its key, more than allowed", path.display())]
+    TooExpensive {
+        /// The file.
+        path: PathBuf,
+        /// What it asks for.
+        cost: String,
     },
     /// It could not be encoded.
     #[error("encoding a private key failed")]
@@ -144,6 +159,7 @@ pub fn load<E: From<KeyFileError>>(
         label if label == PrivateKeyInfoRef::PEM_LABEL => (document, None),
         label if label == EncryptedPrivateKeyInfoRef::PEM_LABEL => {
             let encrypted = EncryptedPrivateKeyInfoRef::try_from(document.as_bytes()).map_err(|_| not_a_key())?;
+            check_cost(path, &encrypted.encryption_algorithm)?;
             let passphrase = passphrase()?.ok_or_else(|| KeyFileError::NeedsPassphrase { path: path.to_owned() })?;
             let wrong = |_| KeyFileError::WrongPassphrase { path: path.to_owned() };
             let warning = weakness(path, &encrypted.encryption_algorithm);
@@ -160,17 +176,35 @@ pub fn load<E: From<KeyFileError>>(
 }
 
 fn read(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
-    use std::io::Read;
-    let mut text = Zeroizing::new(String::new());
-    let file = std::fs::File::open(path);
-    let length = file.and_then(|file| file.take(FILE_BYTES + 1).read_to_string(&mut text));
-    match length {
-        Ok(length) if length as u64 <= FILE_BYTES => Ok(text),
-        Err(source) if source.kind() != std::io::ErrorKind::InvalidData => Err(KeyFileError::Io {
+    let refused = |kind| matches!(kind, io::ErrorKind::InvalidData | io::ErrorKind::FileTooLarge);
+    bounded::read_secret(path, FILE_BYTES).map_err(|source| {
+        let path = path.to_owned();
+        if refused(source.kind()) {
+            KeyFileError::NotAKey { path }
+        } else {
+            KeyFileError::Io { path, source }
+        }
+    })
+}
+
+fn check_cost(path: &Path, scheme: &EncryptionScheme) -> Result<(), KeyFileError> {
+    let cost = scheme.pbes2().and_then(|parameters| match &parameters.kdf {
+        Kdf::Pbkdf2(kdf) if kdf.iteration_count > ROUNDS_MAX => Some(format!("{} rounds", kdf.iteration_count)),
+        Kdf::Scrypt(kdf) => {
+            let bytes = kdf
+                .cost_parameter
+                .saturating_mul(u64::from(kdf.block_size))
+                .saturating_mul(128);
+            (bytes > SCRYPT_BYTES).then(|| format!("{bytes} bytes"))
+        }
+        _ => None,
+    });
+    match cost {
+        None => Ok(()),
+        Some(cost) => Err(KeyFileError::TooExpensive {
             path: path.to_owned(),
-            source,
+            cost,
         }),
-        _ => Err(KeyFileError::NotAKey { path: path.to_owned() }),
     }
 }
 

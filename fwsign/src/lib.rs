@@ -1,21 +1,26 @@
 //! Signs firmware releases: keys, TUF repository, releases, verification, publishing.
 //!
 //! ```text
-//! cmd (files, options)  ->  release (pure)  ->  signer  ->  transaction: judged by fwmeta and by tough  ->  repo_dir
+//! cmd (files, options)  ->  release (pure)  ->  signer  ->  transaction  ->  judge: fwmeta and tough  ->  writer
+//! publish: what a repository consists of          ->        judge           ->  writer, or the server's API
 //! ```
 
+pub mod bounded;
 pub mod cli;
 pub mod clock;
 pub mod cmd;
 pub mod example_keys;
 pub mod failure;
+pub mod judge;
 pub mod keyfile;
 pub mod output;
 pub mod passphrase;
 pub mod payload;
+pub mod progress;
 pub mod publish;
 pub mod release;
 pub mod repo_dir;
 pub mod second_opinion;
 pub mod signer;
 pub mod transaction;
+pub mod writer;

@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     match fwsign::cmd::run(&cli.command) {
         Ok(report) => {
             print(&if cli.json { report.json.to_json() } else { report.text });
-            ExitCode::SUCCESS
+            report.code.map_or(ExitCode::SUCCESS, |code| ExitCode::from(code as u8))
         }
         Err(failure) => {
             if cli.json {

@@ -2,6 +2,8 @@
 
 use fwmeta::json::Value;
 
+use crate::failure::Code;
+
 /// Result of a command.
 #[derive(Debug)]
 pub struct Report {
@@ -9,14 +11,22 @@ pub struct Report {
     pub text: String,
     /// For machines.
     pub json: Value,
+    /// Exit code of a command that did its work and has bad news; `None` is 0.
+    pub code: Option<Code>,
 }
 
 impl Report {
-    /// A report.
+    /// A report of success.
     pub fn new(text: impl Into<String>, json: Value) -> Self {
         Self {
             text: text.into(),
             json,
+            code: None,
         }
     }
+}
+
+/// Says something that does not stop the command, on standard error.
+pub fn warn(text: &str) {
+    eprintln!("fwsign: warning: {text}");
 }

@@ -1,15 +1,18 @@
 //! Where passphrases come from: a file, a descriptor, the environment, or a prompt; never the command line.
 
-use std::io::{IsTerminal, Read};
-use std::path::PathBuf;
+use std::cell::OnceCell;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use zeroize::Zeroizing;
 
+use crate::bounded;
+
 /// Environment variable with the passphrase.
 pub const VARIABLE: &str = "FWSIGN_PASSPHRASE";
-/// Longest passphrase, in bytes.
-const LIMIT: u64 = 4096;
+/// Longest passphrase file, in bytes.
+const LIMIT: u16 = 4096;
 
 /// How the caller offers a passphrase.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -20,6 +23,9 @@ pub struct PassphraseArgs {
     /// Open file descriptor to read the passphrase from
     #[arg(long, value_name = "NUMBER")]
     passphrase_fd: Option<u32>,
+    /// What the descriptor gave: it can be read once, and a command may open several keys.
+    #[arg(skip)]
+    from_fd: OnceCell<Zeroizing<String>>,
 }
 
 impl PassphraseArgs {
@@ -30,10 +36,10 @@ impl PassphraseArgs {
     /// When the source cannot be read or is empty.
     pub fn get(&self, prompt: &str) -> anyhow::Result<Option<Zeroizing<String>>> {
         let passphrase = if let Some(path) = &self.passphrase_file {
-            read(path.clone()).with_context(|| format!("passphrase file {}", path.display()))?
+            read(path).with_context(|| format!("passphrase file {}", path.display()))?
         } else if let Some(descriptor) = self.passphrase_fd {
-            let path = PathBuf::from(format!("/dev/fd/{descriptor}"));
-            read(path).with_context(|| format!("passphrase descriptor {descriptor}"))?
+            self.read_fd(descriptor)
+                .with_context(|| format!("passphrase descriptor {descriptor}"))?
         } else if let Ok(passphrase) = std::env::var(VARIABLE) {
             Zeroizing::new(passphrase)
         } else if std::io::stdin().is_terminal() {
@@ -45,6 +51,14 @@ impl PassphraseArgs {
             bail!("the passphrase is empty");
         }
         Ok(Some(passphrase))
+    }
+
+    fn read_fd(&self, descriptor: u32) -> std::io::Result<Zeroizing<String>> {
+        if let Some(passphrase) = self.from_fd.get() {
+            return Ok(passphrase.clone());
+        }
+        let passphrase = read(Path::new(&format!("/dev/fd/{descriptor}")))?;
+        Ok(self.from_fd.get_or_init(|| passphrase).clone())
     }
 
     /// Like [`get`](Self::get) for a new key: on a terminal the passphrase is asked twice.
@@ -61,8 +75,7 @@ impl PassphraseArgs {
     }
 }
 
-fn read(path: PathBuf) -> anyhow::Result<Zeroizing<String>> {
-    let mut text = Zeroizing::new(String::new());
-    std::fs::File::open(path)?.take(LIMIT).read_to_string(&mut text)?;
+fn read(path: &Path) -> std::io::Result<Zeroizing<String>> {
+    let text = bounded::read_secret(path, LIMIT)?;
     Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use fwmeta::limits;
@@ -21,16 +21,32 @@ pub struct Packed {
     pub file: TargetFile,
 }
 
+impl Packed {
+    /// Nothing, packed to nothing.
+    pub fn empty() -> Self {
+        Self {
+            image: Image {
+                size: 0,
+                sha256: [0; 32],
+                sha512: [0; 64],
+            },
+            file: TargetFile::of_bytes(b""),
+        }
+    }
+}
+
 /// Compresses `input` to `output` as one zstd frame. The same input and level give the same bytes.
 ///
 /// # Errors
 /// When a file cannot be read or written, or the image is larger than devices accept.
 pub fn pack(input: &Path, output: &Path, level: i32) -> anyhow::Result<Packed> {
     let mut source = File::open(input).with_context(|| input.display().to_string())?;
-    let size = source.metadata()?.len();
+    let metadata = source.metadata().with_context(|| input.display().to_string())?;
+    ensure!(metadata.is_file(), "{} is not a regular file", input.display());
+    let size = metadata.len();
     ensure!(
         size <= limits::IMAGE_BYTES,
-        "{} has {size} bytes, more than {}",
+        "{} has {size} bytes, more than the {} that devices accept",
         input.display(),
         limits::IMAGE_BYTES
     );
@@ -62,7 +78,11 @@ pub fn pack(input: &Path, output: &Path, level: i32) -> anyhow::Result<Packed> {
         .with_context(|| format!("compressing {}", input.display()))?;
     let (length, hashes) = packed.hasher.finish();
     let (read, image) = hasher.finish();
-    ensure!(read == size, "{} changed while it was read", input.display());
+    ensure!(
+        read == size,
+        "{} changed while it was read: {size} bytes before, {read} after",
+        input.display()
+    );
     let (Some(sha256), Some(sha512)) = (image.sha256, image.sha512) else {
         anyhow::bail!("no digest of {}", input.display());
     };
@@ -146,12 +166,73 @@ fn append(archive: &mut tar::Builder<File>, root: &Path, relative: &Path) -> any
         } else if metadata.is_file() {
             header.set_entry_type(tar::EntryType::Regular);
             header.set_size(metadata.len());
-            archive.append_data(&mut header, &relative, File::open(&path)?)?;
+            let file = File::open(&path).with_context(|| path.display().to_string())?;
+            // Never more than the header says. Less shows when the archive is checked.
+            archive.append_data(&mut header, &relative, file.take(metadata.len()))?;
         } else {
             anyhow::bail!("{} is neither a file, a directory nor a symbolic link", path.display());
         }
     }
     Ok(())
+}
+
+/// Checks an archive by the rules of devices: files, directories and links with relative paths, none leading out of the
+/// tree.
+///
+/// # Errors
+/// The first entry that breaks a rule, or that the archive is damaged.
+pub fn check_tar(path: &Path) -> anyhow::Result<()> {
+    let file = File::open(path).with_context(|| path.display().to_string())?;
+    let mut archive = tar::Archive::new(io::BufReader::new(file));
+    let mut count = 0_u64;
+    for entry in archive.entries().with_context(|| path.display().to_string())? {
+        let mut entry = entry.with_context(|| format!("{} is no tar archive", path.display()))?;
+        let name = entry.path().context("a path of the archive")?.into_owned();
+        check_entry(&entry, &name).with_context(|| format!("{}: entry {}", path.display(), name.display()))?;
+        io::copy(&mut entry, &mut io::sink()).with_context(|| format!("{} is damaged", path.display()))?;
+        count += 1;
+    }
+    ensure!(count > 0, "{} is an empty archive", path.display());
+    Ok(())
+}
+
+fn check_entry(entry: &tar::Entry<'_, impl Read>, name: &Path) -> anyhow::Result<()> {
+    use tar::EntryType;
+    let plain = |path: &Path| {
+        path.components()
+            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+    };
+    ensure!(plain(name), "the path is absolute or has a part ..");
+    let target = entry.link_name().context("the target of a link")?;
+    match (entry.header().entry_type(), target) {
+        (EntryType::Regular | EntryType::Continuous | EntryType::Directory, _) => Ok(()),
+        (EntryType::Symlink, Some(target)) => {
+            let depth = depth_inside(name.parent().unwrap_or(Path::new("")), 0);
+            let inside = depth.and_then(|depth| depth_inside(&target, depth)).is_some();
+            ensure!(inside, "link to {} leads out of the tree", target.display());
+            Ok(())
+        }
+        (EntryType::Link, Some(target)) => {
+            ensure!(
+                plain(&target),
+                "link to {} is absolute or has a part ..",
+                target.display()
+            );
+            Ok(())
+        }
+        (kind, _) => anyhow::bail!("{kind:?} is neither a file, a directory nor a link"),
+    }
+}
+
+/// How deep below the tree a relative path ends that starts at `depth`; `None` when it is absolute or leaves the tree on
+/// its way.
+fn depth_inside(path: &Path, depth: usize) -> Option<usize> {
+    path.components().try_fold(depth, |depth, part| match part {
+        Component::Normal(_) => Some(depth + 1),
+        Component::CurDir => Some(depth),
+        Component::ParentDir => depth.checked_sub(1),
+        Component::RootDir | Component::Prefix(_) => None,
+    })
 }
 
 #[cfg(test)]
@@ -199,6 +280,53 @@ mod tests {
             .map(|entry| entry.unwrap().path().unwrap().into_owned())
             .collect();
         assert_eq!(names, ["a", "link", "sub/", "sub/b"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn archives_that_devices_refuse_are_refused_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.tar");
+        let archive = |name: &str, kind: tar::EntryType, link: &str| {
+            let mut header = tar::Header::new_gnu();
+            header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
+            header.as_gnu_mut().unwrap().linkname[..link.len()].copy_from_slice(link.as_bytes());
+            header.set_entry_type(kind);
+            header.set_size(0);
+            header.set_mode(0o644);
+            header.set_cksum();
+            let mut builder = tar::Builder::new(File::create(&path).unwrap());
+            builder.append(&header, io::empty()).unwrap();
+            builder.finish().unwrap();
+            check_tar(&path)
+        };
+        use tar::EntryType::{Char, Directory, Fifo, Link, Regular, Symlink};
+        for (name, kind, link) in [
+            ("a", Regular, ""),
+            ("./a/b", Regular, ""),
+            ("d/", Directory, ""),
+            ("d/l", Symlink, "../a"),
+            ("l", Symlink, "d/x"),
+            ("h", Link, "d/x"),
+        ] {
+            archive(name, kind, link).unwrap_or_else(|error| panic!("{name} {link}: {error:#}"));
+        }
+        for (name, kind, link) in [
+            ("/a", Regular, ""),
+            ("../a", Regular, ""),
+            ("d/../../a", Regular, ""),
+            ("d/l", Symlink, "../../a"),
+            ("l", Symlink, "/etc/passwd"),
+            ("l", Symlink, "d/../../x"),
+            ("h", Link, "../x"),
+            ("c", Char, ""),
+            ("f", Fifo, ""),
+        ] {
+            assert!(archive(name, kind, link).is_err(), "{name} {link}");
+        }
+        for bytes in [&b""[..], &[0; 1024], b"not a tar archive", &[b'x'; 2000]] {
+            std::fs::write(&path, bytes).unwrap();
+            assert!(check_tar(&path).is_err());
+        }
     }
 
     #[test]

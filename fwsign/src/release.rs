@@ -138,7 +138,9 @@ pub fn delegate_product(
 #[non_exhaustive]
 pub enum ReleaseError {
     /// Devices would refuse it as a rollback.
-    #[error("sequence {sequence} is not above {highest}, the highest of channel {channel}")]
+    #[error(
+        "sequence {sequence} is not above {highest}, the highest of channel {channel}: devices would take it for a rollback"
+    )]
     Sequence {
         /// Sequence of the release.
         sequence: u64,
@@ -148,15 +150,25 @@ pub enum ReleaseError {
         channel: String,
     },
     /// The floor would fall.
-    #[error("security floor {floor} is below {highest}, which an earlier release of the product set")]
+    #[error(
+        "security floor {floor} is below {highest}, which an earlier release of channel {channel} set: it never falls"
+    )]
     Floor {
         /// Floor of the release.
         floor: u64,
         /// Highest floor before.
         highest: u64,
+        /// Channel of both.
+        channel: String,
+    },
+    /// There is no number left.
+    #[error("the sequence numbers of channel {channel} are used up")]
+    SequenceExhausted {
+        /// The channel.
+        channel: String,
     },
     /// A target path is taken.
-    #[error("target {path} exists already: a version is released once")]
+    #[error("target {path} exists already: a version is released once; choose another version")]
     TargetExists {
         /// The path.
         path: TargetPath,
@@ -168,55 +180,81 @@ pub fn manifest_path(product: &str, version: &str) -> String {
     format!("{product}/{version}/manifest.json")
 }
 
-/// The releases that product metadata list.
-pub fn releases(targets: &Targets) -> Vec<FwCustom> {
+/// The manifests that product metadata list, with what is needed to choose one. Sequences are counted, and floors set, for
+/// each channel by itself.
+pub fn releases(targets: &Targets) -> impl Iterator<Item = (&str, &TargetFile, FwCustom)> {
     let manifests = targets
         .targets
         .iter()
         .filter(|(path, _)| path.ends_with("/manifest.json"));
-    manifests
-        .filter_map(|(_, file)| FwCustom::of_target(file).ok().flatten())
-        .collect()
+    manifests.filter_map(|(path, file)| Some((path.as_str(), file, FwCustom::of_target(file).ok().flatten()?)))
 }
 
-/// The highest sequence of a channel so far; 0 before the first release.
-pub fn highest_sequence(targets: &Targets, channel: &str) -> u64 {
-    let releases = releases(targets);
-    releases
-        .iter()
-        .filter(|release| release.channel == channel)
-        .map(|release| release.sequence)
-        .max()
-        .unwrap_or(0)
+/// What earlier releases of a channel leave open for the next one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Precedent {
+    /// Their highest sequence; 0 before the first.
+    pub sequence: u64,
+    /// Their highest security floor; 0 before the first.
+    pub floor: u64,
+}
+
+impl Precedent {
+    /// Sequence and floor of the next release: those asked for, or the next sequence and the same floor.
+    ///
+    /// # Errors
+    /// [`ReleaseError`] when what is asked for is not above the sequence or below the floor.
+    pub fn next(self, channel: &str, sequence: Option<u64>, floor: Option<u64>) -> Result<Self, ReleaseError> {
+        let channel = || channel.to_owned();
+        let next = self.sequence.checked_add(1);
+        let sequence = sequence
+            .or(next)
+            .ok_or_else(|| ReleaseError::SequenceExhausted { channel: channel() })?;
+        let floor = floor.unwrap_or(self.floor);
+        if sequence <= self.sequence {
+            return Err(ReleaseError::Sequence {
+                sequence,
+                highest: self.sequence,
+                channel: channel(),
+            });
+        }
+        if floor < self.floor {
+            return Err(ReleaseError::Floor {
+                floor,
+                highest: self.floor,
+                channel: channel(),
+            });
+        }
+        Ok(Self { sequence, floor })
+    }
+}
+
+/// Refuses a version that the product has released already, in whatever channel.
+///
+/// # Errors
+/// [`ReleaseError::TargetExists`].
+pub fn check_unused(targets: &Targets, manifest: &TargetPath) -> Result<(), ReleaseError> {
+    if targets.targets.contains_key(manifest.as_str()) {
+        return Err(ReleaseError::TargetExists { path: manifest.clone() });
+    }
+    Ok(())
 }
 
 /// Adds a release: its manifest and its other targets.
 ///
 /// # Errors
-/// [`ReleaseError`]; the metadata are then unchanged.
+/// [`ReleaseError::TargetExists`]; the metadata are then unchanged.
 pub fn add_release(
     targets: &mut Targets,
     manifest: &Manifest,
-    manifest_file: TargetFile,
+    manifest_target: (TargetPath, TargetFile),
     others: Vec<(TargetPath, TargetFile)>,
-    manifest_target: TargetPath,
 ) -> Result<(), ReleaseError> {
-    let highest = highest_sequence(targets, &manifest.channel);
-    if manifest.sequence <= highest {
-        let channel = manifest.channel.clone();
-        return Err(ReleaseError::Sequence {
-            sequence: manifest.sequence,
-            highest,
-            channel,
-        });
-    }
-    let entry = (
-        manifest_target,
-        manifest_file.with_fw(manifest.summary(None).to_value()),
-    );
+    let (path, file) = manifest_target;
+    let entry = (path, file.with_fw(manifest.summary(None).to_value()));
     let new: Vec<_> = others.into_iter().chain([entry]).collect();
-    if let Some((path, _)) = new.iter().find(|(path, _)| targets.targets.contains_key(path.as_str())) {
-        return Err(ReleaseError::TargetExists { path: path.clone() });
+    for (path, _) in &new {
+        check_unused(targets, path)?;
     }
     targets
         .targets
@@ -254,5 +292,71 @@ pub fn next_timestamp(previous: Option<&Timestamp>, snapshot: MetaFile, expires:
         expires,
         snapshot,
         extra,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn sequences_rise_and_floors_never_fall() {
+        let before = Precedent { sequence: 7, floor: 4 };
+        let next = |sequence, floor| before.next("stable", sequence, floor);
+        assert_eq!(next(None, None).unwrap(), Precedent { sequence: 8, floor: 4 });
+        assert_eq!(next(Some(20), Some(9)).unwrap(), Precedent { sequence: 20, floor: 9 });
+        assert_eq!(next(Some(8), Some(4)).unwrap(), Precedent { sequence: 8, floor: 4 });
+        for sequence in [0, 6, 7] {
+            let refused = next(Some(sequence), None);
+            assert!(matches!(refused, Err(ReleaseError::Sequence { highest: 7, .. })));
+        }
+        for floor in [0, 3] {
+            let refused = next(None, Some(floor));
+            assert!(matches!(refused, Err(ReleaseError::Floor { highest: 4, .. })));
+        }
+        let last = Precedent {
+            sequence: u64::MAX,
+            floor: 0,
+        };
+        let exhausted = last.next("stable", None, None);
+        assert!(matches!(exhausted, Err(ReleaseError::SequenceExhausted { .. })));
+        assert_eq!(Precedent::default().next("x", None, None).unwrap().sequence, 1);
+    }
+
+    #[test]
+    fn a_path_is_released_once() {
+        let mut targets = empty_targets(UtcSeconds(0));
+        let path = TargetPath::parse("p/1.0.0/manifest.json").unwrap();
+        check_unused(&targets, &path).unwrap();
+        targets
+            .targets
+            .insert(path.as_str().to_owned(), TargetFile::of_bytes(b""));
+        assert!(matches!(
+            check_unused(&targets, &path),
+            Err(ReleaseError::TargetExists { .. })
+        ));
+    }
+
+    #[test]
+    fn a_product_is_delegated_once_and_to_its_own_paths() {
+        let mut targets = empty_targets(UtcSeconds(0));
+        let product = RoleName::parse("router").unwrap();
+        let keys = [PublicKey::ed25519([1; 32]), PublicKey::ed25519([1; 32])];
+        delegate_product(&mut targets, &product, &keys, 1).unwrap();
+        assert!(delegate_product(&mut targets, &product, &keys, 1).is_err());
+        let delegated = &targets.delegations.unwrap().roles[0];
+        assert_eq!(delegated.keys.keyids.len(), 1);
+        assert!(delegated.terminating);
+        for (path, covered) in [
+            ("router/1.0/manifest.json", true),
+            ("router/notes", true),
+            ("router/1.0/a/b", false),
+            ("routers/1.0/manifest.json", false),
+            ("camera/1.0/manifest.json", false),
+        ] {
+            let path = TargetPath::parse(path).unwrap();
+            assert_eq!(delegated.paths.covers(&path), covered, "{path}");
+        }
     }
 }

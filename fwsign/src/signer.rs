@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use ed25519_dalek::{Signer as _, SigningKey};
 use fwmeta::key::{KeyId, PublicKey, SignError, Signer};
 use fwmeta::role::{RoleKeys, RoleName};
 
 use crate::example_keys;
 use crate::keyfile::{self, KeyFileError};
+use crate::output::warn;
 use crate::passphrase::PassphraseArgs;
 
 /// A private key read from a file; zeroised when dropped.
@@ -70,18 +71,26 @@ impl OpenArgs {
             || -> Result<_, anyhow::Error> { self.passphrase.get(&format!("Passphrase of {}: ", path.display())) };
         let loaded = keyfile::load::<anyhow::Error>(path, asked)?;
         if let Some(warning) = loaded.warning {
-            eprintln!("fwsign: warning: {warning}");
+            warn(&warning);
         }
         let signer = FileSigner::new(loaded.key);
         if !self.allow_example_keys && example_keys::contains(&signer.public().id()) {
-            bail!(
-                "key file {} holds an example key, whose private half is published; \
-                 make your own with `fwsign keygen`, or pass --allow-example-keys for a demonstration",
-                path.display()
-            );
+            return Err(ExampleKey { path: path.to_owned() }.into());
         }
         Ok(signer)
     }
+}
+
+/// A key of `keys-example/`, which anybody can sign with.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "key file {} holds an example key, whose private half is published; make your own with `fwsign keygen`, or pass \
+     --allow-example-keys for a demonstration",
+    path.display()
+)]
+pub struct ExampleKey {
+    /// The file.
+    pub path: PathBuf,
 }
 
 /// The private keys that a command was given, by key id.
@@ -93,7 +102,8 @@ pub struct Keyring {
 /// Too few of a role's keys were given.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{role} metadata need {threshold} signatures and the keys given make {available}; its keys are {}",
+    "{role} metadata need {threshold} signatures and the keys given make {available}: give private keys of {} by --key \
+     or --keys-dir",
     keyids.join(", ")
 )]
 pub struct MissingKeys {
@@ -122,7 +132,7 @@ impl Keyring {
             let mut paths: Vec<_> = entries
                 .map(|entry| entry.map(|entry| entry.path()))
                 .collect::<Result<_, _>>()?;
-            paths.retain(|path| path.extension().is_some_and(|extension| extension == "pem"));
+            paths.retain(|path| path.extension().is_some_and(|extension| extension == "pem") && path.is_file());
             paths.sort();
             for path in paths {
                 match args.open.open(&path) {

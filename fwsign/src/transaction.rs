@@ -3,20 +3,23 @@
 //! The order is the same for every command: stage targets and metadata, sign the changed roles, then snapshot and
 //! timestamp; judge the whole candidate as a device would and by `tough`; only then make it visible.
 
-use anyhow::Context;
-use fwmeta::client::Client;
+use std::collections::BTreeMap;
+
+use fwmeta::key::{KeyId, PublicKey};
 use fwmeta::layout::metadata_name;
 use fwmeta::role::{MetaFile, RoleKeys, RoleName, Root, Targets};
 use fwmeta::signed;
 use fwmeta::target::{TargetFile, TargetPath};
 use fwmeta::time::UtcSeconds;
 
-use crate::failure::{Failure, Outcome, refused};
+use crate::clock;
+use crate::failure::Outcome;
+use crate::judge::{self, Case};
 use crate::release::{self, Lifetimes};
-use crate::repo_dir::{Current, NoCache, Writer};
-use crate::second_opinion::{Expiry, SecondOpinion};
+use crate::repo_dir::{Current, Known};
+use crate::second_opinion::Expiry;
 use crate::signer::Keyring;
-use crate::{clock, repo_dir};
+use crate::writer::Writer;
 
 /// A change in the making.
 #[derive(Debug)]
@@ -71,7 +74,7 @@ impl<'a> Transaction<'a> {
         role: &RoleName,
         targets: &Targets,
         role_keys: &RoleKeys,
-        public: &std::collections::BTreeMap<fwmeta::key::KeyId, fwmeta::key::PublicKey>,
+        public: &BTreeMap<KeyId, PublicKey>,
     ) -> anyhow::Result<()> {
         let signers = self.keys.for_role(role, role_keys, public)?;
         let bytes = signed::sign(&targets.to_value(), &signers)?;
@@ -126,74 +129,26 @@ impl<'a> Transaction<'a> {
     /// Judges the candidate from the root `anchor` on, by our workflow and by `tough`, and makes it visible.
     ///
     /// # Errors
-    /// A refusal, with both verdicts; the repository is then unchanged.
+    /// A refusal, with the verdict; the repository is then unchanged.
     pub fn finish(self, anchor: &[u8], dry_run: bool) -> Outcome<()> {
         self.writer.complete()?;
-        let ours = self.judge(anchor).context("this release would be refused by devices");
-        // With SOURCE_DATE_EPOCH in the past the candidate may have expired by the clock that `tough` reads.
-        let expiry = if self.now == clock::now()? {
-            Expiry::Enforced
-        } else {
-            Expiry::Ignored
+        let case = Case {
+            candidate: self.writer.candidate(),
+            anchor,
+            known: Known::default(),
+            now: self.now,
+            // `tough` knows the clock only, by which metadata signed at SOURCE_DATE_EPOCH may have expired.
+            expiry: match clock::fixed()? {
+                Some(_) => Expiry::Ignored,
+                None => Expiry::Enforced,
+            },
+            targets: &self.new_targets,
         };
-        let theirs = self
-            .judge_by_tough(anchor, expiry)
-            .context("this release would be refused by `tough`");
-        match (ours, theirs) {
-            (Ok(()), Ok(())) => {}
-            (Err(error), _) | (Ok(()), Err(error)) => return Err(refused(error)),
-        }
+        let expired = case.judge()?;
+        judge::warn_expired(&expired);
         if !dry_run {
-            self.writer.commit().map_err(Failure::from)?;
+            self.writer.commit()?;
         }
         Ok(())
     }
-
-    fn judge(&self, anchor: &[u8]) -> anyhow::Result<()> {
-        let candidate = self.writer.candidate();
-        let mut client = Client::new(candidate.source(), NoCache, anchor, self.now)?;
-        client.refresh()?;
-        client.load_all()?;
-        for (path, file) in &self.new_targets {
-            let found = client
-                .find_target(path)?
-                .with_context(|| format!("{path} is not found"))?;
-            check_file(candidate, path, &found)?;
-            anyhow::ensure!(
-                found.length == file.length && found.hashes == file.hashes,
-                "{path} is listed differently"
-            );
-        }
-        Ok(())
-    }
-
-    fn judge_by_tough(&self, anchor: &[u8], expiry: Expiry) -> anyhow::Result<()> {
-        let second = SecondOpinion::load(self.writer.candidate(), anchor, expiry)?;
-        for (path, file) in &self.new_targets {
-            second.check_listed(path, file)?;
-            second.check_contents(path).with_context(|| path.to_string())?;
-        }
-        Ok(())
-    }
-}
-
-/// Reads a target file to its end and checks its length and digests.
-///
-/// # Errors
-/// When it cannot be read or differs.
-pub fn check_file(repo: &repo_dir::RepoDir, path: &TargetPath, file: &TargetFile) -> anyhow::Result<()> {
-    use std::io::Read;
-    let local = repo.target_path(path, file);
-    let mut input = std::fs::File::open(&local).with_context(|| local.display().to_string())?;
-    let mut hasher = fwmeta::target::Hasher::for_checking(&file.hashes);
-    let mut buffer = vec![0; 256 * 1024];
-    loop {
-        let length = input.read(&mut buffer).with_context(|| local.display().to_string())?;
-        if length == 0 {
-            break;
-        }
-        hasher.update(&buffer[..length]);
-    }
-    let (length, hashes) = hasher.finish();
-    file.check(length, &hashes).with_context(|| local.display().to_string())
 }

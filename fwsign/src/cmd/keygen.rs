@@ -12,6 +12,13 @@ use crate::keyfile;
 use crate::output::Report;
 
 pub fn run(args: &Keygen) -> Outcome<Report> {
+    let public_file = public_path(args);
+    for path in [&args.file, &public_file] {
+        // A dangling link has the name too.
+        if path.symlink_metadata().is_ok() {
+            return Err(usage(format!("{} exists; keys are never overwritten", path.display())));
+        }
+    }
     let passphrase = if args.unencrypted {
         None
     } else {
@@ -25,16 +32,15 @@ pub fn run(args: &Keygen) -> Outcome<Report> {
     }
     let key = keyfile::generate()?;
     let pem = keyfile::to_pem(&key, passphrase.as_ref().map(|passphrase| passphrase.as_str()))?;
-    let public_file = public_path(args);
-    for path in [&args.file, &public_file] {
-        if path.exists() {
-            return Err(usage(format!("{} exists; keys are never overwritten", path.display())));
-        }
-    }
-    fwdurable::create_new(&args.file, pem.as_bytes(), 0o600)
-        .with_context(|| format!("writing {}", args.file.display()))?;
+    // The public half first: if only one can be written, it is the one that nobody misses.
     fwdurable::create_new(&public_file, keyfile::public_pem(&key).as_bytes(), 0o644)
         .with_context(|| format!("writing {}", public_file.display()))?;
+    if let Err(error) = fwdurable::create_new(&args.file, pem.as_bytes(), 0o600) {
+        fwdurable::remove_file(&public_file).with_context(|| format!("removing {}", public_file.display()))?;
+        return Err(anyhow::Error::new(error)
+            .context(format!("writing {}", args.file.display()))
+            .into());
+    }
     let keyid = PublicKey::ed25519(key.verifying_key().to_bytes()).id();
     let json = object([
         ("keyid", keyid.as_str().into()),

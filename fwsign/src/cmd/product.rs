@@ -11,13 +11,14 @@ use crate::release;
 use crate::repo_dir::RepoDir;
 use crate::signer::Keyring;
 use crate::transaction::Transaction;
+use crate::writer::Writer;
 
 pub fn run(args: &ProductAdd) -> Outcome<Report> {
     let repo = RepoDir::new(&args.repo);
     let mut ring = Keyring::open(&args.keys)?;
     let products = open_products(&mut ring, &args.keys.open, &args.products)?;
     let anchor = repo.oldest_root()?;
-    let writer = repo.lock()?;
+    let writer = Writer::lock(&repo)?;
     let current = repo.load_for_signing()?;
     let mut transaction = Transaction::new(writer, &ring, args.lifetimes.lifetimes())?;
 

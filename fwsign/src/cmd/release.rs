@@ -2,21 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use fwmeta::json::object;
+use fwmeta::key::{KeyId, PublicKey};
+use fwmeta::limits;
 use fwmeta::manifest::{Advisory, Component, Encoding, ImageKind, Kind, Manifest, Payload, SemVer};
 use fwmeta::role::{RoleKeys, RoleName, Targets};
 use fwmeta::target::{TargetFile, TargetPath};
 
 use super::product_name;
+use crate::bounded;
 use crate::cli::ReleaseAdd;
-use crate::failure::{Outcome, refused, usage};
+use crate::failure::{Outcome, judged, refused, usage};
 use crate::output::Report;
 use crate::payload::{self, Packed};
-use crate::release::{self, ReleaseError};
-use crate::repo_dir::{Current, RepoDir, Writer};
-use crate::signer::Keyring;
+use crate::release::{self, Precedent};
+use crate::repo_dir::{Current, RepoDir};
+use crate::signer::{Keyring, MissingKeys};
 use crate::transaction::Transaction;
+use crate::writer::Writer;
 
 pub fn run(args: &ReleaseAdd) -> Outcome<Report> {
     let product = product_name(&args.product)?;
@@ -29,30 +33,43 @@ pub fn run(args: &ReleaseAdd) -> Outcome<Report> {
     let repo = RepoDir::new(&args.repo);
     let ring = Keyring::open(&args.keys)?;
     let anchor = repo.oldest_root()?;
-    let mut writer = repo.lock()?;
+    let mut writer = Writer::lock(&repo)?;
     let current = repo.load_for_signing()?;
     let (mut targets, role_keys, public) = product_role(&current, &product)?;
+    // Whatever can be refused is, before minutes of compression.
+    check_keys(&ring, &current, &product, &role_keys, &public)?;
+    let manifest_target = TargetPath::parse(&release::manifest_path(product.as_str(), &version.to_string()))
+        .map_err(|error| usage(format!("--version: {error}")))?;
+    release::check_unused(&targets, &manifest_target).map_err(refused)?;
+    let precedent = precedent(&repo, &targets, &args.channel)?;
+    let numbers = precedent
+        .next(&args.channel, args.sequence, args.security_floor)
+        .map_err(refused)?;
+    // All but the image is known, so that a bad option is found now too.
+    check(&manifest(
+        args,
+        &product,
+        &version,
+        numbers,
+        &Payloads::unknown(args, &product, &version)?,
+    )?)?;
 
-    let (kind, target, packed) = pack(args, &product, &version, &mut writer)?;
-    let manifest = manifest(args, &product, version, &targets, kind, &target, &packed)?;
-    manifest
-        .validate()
-        .context("this release")
-        .map_err(|error| usage(format!("{error:#}")))?;
+    let payloads = pack(args, &product, &version, &mut writer)?;
+    let manifest = manifest(args, &product, &version, numbers, &payloads)?;
+    check(&manifest)?;
     let bytes = manifest.to_value().to_json_pretty().into_bytes();
-    let manifest_target = TargetPath::parse(&release::manifest_path(product.as_str(), &manifest.version.to_string()))?;
     let manifest_file = TargetFile::of_bytes(&bytes);
-
     writer.add_target(&manifest_target, &manifest_file, &bytes)?;
+    let Payloads { target, packed, .. } = payloads;
+
     let mut transaction = Transaction::new(writer, &ring, args.lifetimes.lifetimes())?;
     release::add_release(
         &mut targets,
         &manifest,
-        manifest_file.clone(),
+        (manifest_target.clone(), manifest_file.clone()),
         vec![(target.clone(), packed.file.clone())],
-        manifest_target.clone(),
     )
-    .map_err(|error: ReleaseError| refused(error))?;
+    .map_err(refused)?;
     targets.version = repo.next_version(&product, targets.version);
     targets.expires = release::expiry(transaction.now, transaction.lifetimes.product);
     transaction.put_targets(&product, &targets, &role_keys, &public)?;
@@ -86,75 +103,123 @@ pub fn run(args: &ReleaseAdd) -> Outcome<Report> {
     Ok(Report::new(text, json))
 }
 
-type ProductRole = (Targets, RoleKeys, BTreeMap<fwmeta::key::KeyId, fwmeta::key::PublicKey>);
+type Keys = BTreeMap<KeyId, PublicKey>;
 
-fn product_role(current: &Current, product: &RoleName) -> Outcome<ProductRole> {
-    let delegations = current
-        .targets
-        .get(&RoleName::targets())
-        .and_then(|targets| targets.delegations.as_ref());
-    let delegated = delegations.and_then(|delegations| delegations.roles.iter().find(|role| role.name == *product));
-    match (delegations, delegated, current.targets.get(product)) {
-        (Some(delegations), Some(delegated), Some(targets)) => {
-            Ok((targets.clone(), delegated.keys.clone(), delegations.keys.clone()))
-        }
+fn product_role(current: &Current, product: &RoleName) -> Outcome<(Targets, RoleKeys, Keys)> {
+    match (current.delegation(product), current.targets.get(product)) {
+        (Some((role_keys, keys)), Some(targets)) => Ok((targets.clone(), role_keys.clone(), keys.clone())),
         _ => Err(usage(format!(
             "the repository has no product {product}: add it with `fwsign product add`"
         ))),
     }
 }
 
-fn pack(
-    args: &ReleaseAdd,
+fn check_keys(
+    ring: &Keyring,
+    current: &Current,
     product: &RoleName,
-    version: &SemVer,
-    writer: &mut Writer,
-) -> Outcome<(ImageKind, TargetPath, Packed)> {
+    role_keys: &RoleKeys,
+    public: &Keys,
+) -> Result<(), MissingKeys> {
+    let (roles, keys) = (&current.root.roles, &current.root.keys);
+    ring.for_role(product, role_keys, public)?;
+    ring.for_role(&RoleName::snapshot(), &roles.snapshot, keys)?;
+    ring.for_role(&RoleName::timestamp(), &roles.timestamp, keys)?;
+    Ok(())
+}
+
+/// Reads the manifests of the channel's releases: only they say which security floor was set.
+fn precedent(repo: &RepoDir, targets: &Targets, channel: &str) -> Outcome<Precedent> {
+    let mut precedent = Precedent::default();
+    for (path, file, _) in release::releases(targets).filter(|(_, _, fw)| fw.channel == channel) {
+        let read = || -> anyhow::Result<Manifest> {
+            let local = repo.target_path(&TargetPath::parse(path)?, file);
+            let bytes = bounded::read(&local, limits::MANIFEST_BYTES).with_context(|| local.display().to_string())?;
+            file.check_bytes(&bytes)?;
+            Ok(Manifest::parse(&bytes)?)
+        };
+        let manifest = read()
+            .with_context(|| format!("reading {path}, an earlier release of channel {channel}"))
+            .map_err(judged)?;
+        precedent.sequence = precedent.sequence.max(manifest.sequence);
+        precedent.floor = precedent.floor.max(manifest.security_floor);
+    }
+    Ok(precedent)
+}
+
+fn check(manifest: &Manifest) -> Outcome<()> {
+    manifest
+        .validate()
+        .context("this release")
+        .map_err(|error| usage(format!("{error:#}")))
+}
+
+/// The image of a release on its way.
+struct Payloads {
+    kind: ImageKind,
+    target: TargetPath,
+    packed: Packed,
+}
+
+impl Payloads {
+    /// In place of an image that was not read yet.
+    fn unknown(args: &ReleaseAdd, product: &RoleName, version: &SemVer) -> Outcome<Self> {
+        let (kind, suffix) = match args.image {
+            Some(_) => (ImageKind::Raw, "img"),
+            None => (ImageKind::Tar, "tar"),
+        };
+        let target = TargetPath::parse(&format!("{product}/{version}/{}.{suffix}.zst", args.component))
+            .map_err(|error| usage(format!("--component: {error}")))?;
+        Ok(Self {
+            kind,
+            target,
+            packed: Packed::empty(),
+        })
+    }
+}
+
+fn pack(args: &ReleaseAdd, product: &RoleName, version: &SemVer, writer: &mut Writer) -> Outcome<Payloads> {
     let scratch = writer.scratch()?;
     let archive = scratch.with_extension("tar");
-    let (kind, suffix, input) = match (&args.image, &args.tar) {
-        (Some(image), _) => (ImageKind::Raw, "img", image.clone()),
+    let input = match (&args.image, &args.tar) {
+        (Some(image), _) => image,
         (None, Some(dir)) if dir.is_dir() => {
             payload::tar_of_directory(dir, &archive)?;
-            (ImageKind::Tar, "tar", archive.clone())
+            &archive
         }
-        (None, Some(tar)) => (ImageKind::Tar, "tar", tar.clone()),
+        (None, Some(tar)) => tar,
         (None, None) => return Err(usage("--image or --tar is needed")),
     };
-    let packed = payload::pack(&input, &scratch, args.level)?;
+    std::fs::File::open(input).with_context(|| input.display().to_string())?;
+    if args.image.is_none() {
+        payload::check_tar(input)
+            .context("devices would refuse this archive")
+            .map_err(refused)?;
+    }
+    let mut payloads = Payloads::unknown(args, product, version)?;
+    payloads.packed = payload::pack(input, &scratch, args.level)?;
     if archive.exists() {
         std::fs::remove_file(&archive).context("removing the temporary archive")?;
     }
-    let target = TargetPath::parse(&format!("{product}/{version}/{}.{suffix}.zst", args.component))
-        .map_err(|error| usage(format!("--component: {error}")))?;
-    writer.add_target_file(&target, &packed.file, &scratch)?;
-    Ok((kind, target, packed))
+    writer.add_target_file(&payloads.target, &payloads.packed.file, &scratch)?;
+    Ok(payloads)
 }
 
 fn manifest(
     args: &ReleaseAdd,
     product: &RoleName,
-    version: SemVer,
-    targets: &Targets,
-    kind: ImageKind,
-    target: &TargetPath,
-    packed: &Packed,
+    version: &SemVer,
+    numbers: Precedent,
+    payloads: &Payloads,
 ) -> Outcome<Manifest> {
     let requires = args.requires.as_deref().map(SemVer::parse).transpose();
     let requires = requires.map_err(|error| usage(format!("--requires is not a semantic version: {error}")))?;
-    let highest = release::highest_sequence(targets, &args.channel);
-    let sequence = match args.sequence {
-        Some(sequence) => sequence,
-        None => highest
-            .checked_add(1)
-            .ok_or_else(|| refused(anyhow!("the channel's sequence numbers are used up")))?,
-    };
     Ok(Manifest {
         vendor: args.vendor.clone(),
         product: product.as_str().to_owned(),
-        version,
-        sequence,
-        security_floor: args.security_floor.unwrap_or(0),
+        version: version.clone(),
+        sequence: numbers.sequence,
+        security_floor: numbers.floor,
         hardware: args.hardware.clone(),
         channel: args.channel.clone(),
         kind: if args.kind == "security" {
@@ -166,11 +231,11 @@ fn manifest(
         components: vec![Component {
             name: args.component.clone(),
             slot_class: args.slot_class.clone(),
-            kind,
+            kind: payloads.kind,
             communication_function: !args.no_communication_function,
-            image: packed.image.clone(),
+            image: payloads.packed.image.clone(),
             payload: Payload {
-                target: target.clone(),
+                target: payloads.target.clone(),
                 encoding: Encoding::Zstd,
             },
             patches: Vec::new(),

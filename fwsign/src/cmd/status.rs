@@ -2,14 +2,13 @@
 
 use std::fmt::Write;
 
-use anyhow::anyhow;
 use fwmeta::json::{Value, object};
 use fwmeta::role::{RoleKeys, RoleName};
 use fwmeta::time::UtcSeconds;
 
 use crate::cli::Status;
 use crate::clock;
-use crate::failure::{Outcome, refused};
+use crate::failure::{Code, Outcome};
 use crate::output::Report;
 use crate::release;
 use crate::repo_dir::{Current, RepoDir};
@@ -30,10 +29,10 @@ pub fn run(args: &Status) -> Outcome<Report> {
     let mut roles = Vec::new();
     for line in lines(&current) {
         let left = line.expires.0.saturating_sub(now.0);
-        let when = if left > 0 {
-            format!("{} days left", left / 86_400)
-        } else {
-            "EXPIRED".to_owned()
+        let when = match left {
+            i64::MIN..=0 => "EXPIRED".to_owned(),
+            1..86_400 => format!("{} hours left", left / 3_600),
+            _ => format!("{} days left", left / 86_400),
         };
         if left <= 0 {
             expired.push(line.role.to_string());
@@ -64,13 +63,22 @@ pub fn run(args: &Status) -> Outcome<Report> {
     }
     let releases = release_lines(&current, &mut text);
     if !expired.is_empty() {
-        return Err(refused(anyhow!(
-            "{text}expired: {}; renew with `fwsign refresh` or a new release",
+        let _ = writeln!(
+            text,
+            "expired: {}; `fwsign refresh` renews timestamp and snapshot, with --role targets and products too",
             expired.join(", ")
-        )));
+        );
     }
-    let json = object([("roles", roles.into()), ("releases", releases.into())]);
-    Ok(Report::new(text.trim_end(), json))
+    let names: Vec<Value> = expired.iter().map(|role| role.as_str().into()).collect();
+    let json = object([
+        ("roles", roles.into()),
+        ("releases", releases.into()),
+        ("expired", names.into()),
+    ]);
+    Ok(Report {
+        code: (!expired.is_empty()).then_some(Code::Refused),
+        ..Report::new(text.trim_end(), json)
+    })
 }
 
 fn lines(current: &Current) -> Vec<Line<'_>> {
@@ -96,14 +104,10 @@ fn lines(current: &Current) -> Vec<Line<'_>> {
         },
     ];
     for (role, targets) in &current.targets {
-        let delegated = current
-            .targets
-            .values()
-            .filter_map(|targets| targets.delegations.as_ref());
-        let delegated = delegated
-            .flat_map(|delegations| &delegations.roles)
-            .find(|delegated| delegated.name == *role);
-        let keys = delegated.map_or(&root.roles.targets, |delegated| &delegated.keys);
+        // Every role that was loaded was reached by a delegation.
+        let Some((keys, _)) = current.delegation(role) else {
+            continue;
+        };
         lines.push(Line {
             role: role.clone(),
             version: targets.version,
@@ -115,7 +119,8 @@ fn lines(current: &Current) -> Vec<Line<'_>> {
 }
 
 fn release_lines(current: &Current, text: &mut String) -> Vec<Value> {
-    let mut releases: Vec<_> = current.targets.values().flat_map(release::releases).collect();
+    let releases = current.targets.values().flat_map(release::releases);
+    let mut releases: Vec<_> = releases.map(|(_, _, release)| release).collect();
     releases.sort_by(|a, b| (&a.product, &a.channel, a.sequence).cmp(&(&b.product, &b.channel, b.sequence)));
     let mut values = Vec::new();
     for release in releases {
