@@ -1,1 +1,6 @@
-//! placeholder
+//! What the tests of the whole share.
+
+pub mod bins;
+pub mod repo_sim;
+pub mod sim_device;
+pub mod sim_server;
