@@ -7,5 +7,14 @@
 //!                                          ports (traits)
 //! ```
 
+pub mod cli;
+pub mod cmd;
+pub mod config;
+pub mod device;
+pub mod drive;
+pub mod failure;
 pub mod host;
+pub mod machine;
+pub mod output;
+pub mod ports;
 pub mod tuf;

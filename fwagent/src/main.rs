@@ -1,23 +1,11 @@
-//! `fwagent`: parses, dispatches, prints the error chain, sets the exit code.
+//! `fwagent`: parses, dispatches, prints the result or the error chain, sets the exit code.
 
 use std::panic;
 use std::process::ExitCode;
 
 use clap::Parser;
-
-/// Portable firmware update agent.
-#[derive(Debug, Parser)]
-#[command(name = "fwagent", version, about)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum Command {
-    /// TUF client with the interface of the public conformance suite
-    Tuf(fwagent::tuf::TufArgs),
-}
+use fwagent::cli::{Cli, Command};
+use fwagent::output;
 
 fn main() -> ExitCode {
     // The conformance interface knows only 0 and 1, whatever happens.
@@ -36,14 +24,23 @@ fn run() -> u8 {
             return code;
         }
     };
-    let result = match &cli.command {
-        Command::Tuf(args) => fwagent::tuf::run(args),
-    };
-    match result {
-        Ok(()) => 0,
-        Err(error) => {
-            eprintln!("fwagent: {error:#}");
-            1
+    if let Command::Tuf(args) = &cli.command {
+        return match fwagent::tuf::run(args) {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("fwagent: {error:#}");
+                1
+            }
+        };
+    }
+    match fwagent::cmd::run(&cli) {
+        Ok(report) => {
+            output::report(&report, cli.json);
+            report.code as u8
+        }
+        Err(failure) => {
+            output::failure(&failure, cli.json);
+            failure.code as u8
         }
     }
 }

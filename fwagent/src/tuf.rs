@@ -33,7 +33,8 @@ pub struct TufArgs {
     #[arg(long, value_name = "URL")]
     metadata_url: Option<String>,
     /// Target to download; may be given several times, handled in order
-    #[arg(long, value_name = "PATH")]
+    // A path may begin with a dash.
+    #[arg(long, value_name = "PATH", allow_hyphen_values = true)]
     target_name: Vec<String>,
     /// Base URL of the repository's targets
     #[arg(long, value_name = "URL")]

@@ -62,6 +62,22 @@ pub trait Cache {
     fn remove(&mut self, role: &RoleName) -> Result<(), Self::Error>;
 }
 
+impl<C: Cache + ?Sized> Cache for &mut C {
+    type Error = C::Error;
+
+    fn load(&mut self, role: &RoleName) -> Result<Option<Vec<u8>>, Self::Error> {
+        (**self).load(role)
+    }
+
+    fn store(&mut self, role: &RoleName, bytes: &[u8]) -> Result<(), Self::Error> {
+        (**self).store(role, bytes)
+    }
+
+    fn remove(&mut self, role: &RoleName) -> Result<(), Self::Error> {
+        (**self).remove(role)
+    }
+}
+
 /// Why a step of the workflow failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

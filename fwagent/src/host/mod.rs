@@ -1,5 +1,17 @@
 //! The real world behind the ports: network, files, clock, boot records, commands.
 
+pub mod boot_file;
+pub mod clock;
 pub mod dir_cache;
+pub mod generation;
+pub mod health;
 pub mod http;
+pub mod notify;
+pub mod process;
+pub mod repository;
+pub mod restart;
+pub mod slots;
+pub mod state_file;
 mod tls;
+pub mod tree;
+pub mod unpack;

@@ -1,0 +1,103 @@
+//! Argument types.
+
+use std::path::PathBuf;
+
+use crate::config::DEFAULT_PATH;
+
+/// Portable firmware update agent: verifies, installs into the inactive slot, tries, confirms or falls back.
+///
+/// Exit codes: 0 done, 1 refused by verification, 2 usage, 3 environment, 4 nothing to do.
+#[derive(Debug, clap::Parser)]
+#[command(name = "fwagent", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// Print results, progress and errors as JSON objects, one a line
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Configuration file
+    #[arg(long, value_name = "FILE", global = true, default_value = DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Give a new device its root of trust, and say or install what it runs
+    ///
+    /// Example: fwagent provision --root 1.root.json --from-server
+    Provision(Provision),
+    /// Ask the server and say what would be installed; exit code 4 when nothing would
+    Check(Check),
+    /// Ask the server and install what it has, once
+    ///
+    /// Example: fwagent install --version 1.2.0
+    Install(Install),
+    /// Poll, install, confirm and fall back until SIGTERM; SIGUSR1 polls at once
+    Run,
+    /// Say what runs, what is in the slots and how the last update ended
+    Status,
+    /// Confirm the software on trial
+    Confirm,
+    /// Give up the update in progress, or go back to the other confirmed slot
+    Rollback,
+    /// Say why there is or is not an update, from what the last check found
+    Explain,
+    /// The boot loader's half of boot control `file`: choose a slot, spend an attempt, start a command in it
+    ///
+    /// Example: fwagent boot --supervise -- {slot}/bin/app
+    Boot(Boot),
+    /// TUF client with the interface of the public conformance suite
+    Tuf(crate::tuf::TufArgs),
+}
+
+/// Arguments of `provision`.
+#[derive(Debug, clap::Args)]
+pub struct Provision {
+    /// Root metadata to trust from now on
+    #[arg(long, value_name = "FILE")]
+    pub root: PathBuf,
+    /// Slot set that the device runs; the first of the configuration when absent
+    #[arg(long, value_name = "NAME")]
+    pub slot: Option<String>,
+    /// Install the newest release that suits into that slot, verified as every update is
+    #[arg(long, conflicts_with = "manifest")]
+    pub from_server: bool,
+    /// With --from-server: only this version
+    #[arg(long, value_name = "VERSION", requires = "from_server")]
+    pub version: Option<String>,
+    /// Manifest of the software that is in that slot already; the slot is checked against it
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, clap::Args)]
+pub struct Check {
+    /// Only this version
+    #[arg(long, value_name = "VERSION")]
+    pub version: Option<String>,
+    /// Also a release that failed on this device before
+    #[arg(long)]
+    pub retry: bool,
+}
+
+/// Arguments of `install`.
+#[derive(Debug, clap::Args)]
+pub struct Install {
+    /// Which release.
+    #[command(flatten)]
+    pub wish: Check,
+}
+
+/// Arguments of `boot`.
+#[derive(Debug, clap::Args)]
+pub struct Boot {
+    /// Stay, and boot anew whenever the command ends
+    #[arg(long, requires = "command")]
+    pub supervise: bool,
+    /// Command to start; `{slot}` is the path of the slot. Without one, the slot is printed
+    #[arg(last = true)]
+    pub command: Vec<String>,
+}

@@ -1,0 +1,125 @@
+//! `fwagent check`: what would be installed and why; and the note of the last check that `explain` shows.
+
+use fwmeta::json::{Value, object};
+
+use crate::cli::Check;
+use crate::cmd::{observer, wish};
+use crate::device::Device;
+use crate::drive::{Checked, DriveError, chain};
+use crate::failure::{Code, Outcome};
+use crate::machine::plan::{Considered, Verdict, Wish};
+use crate::output::{Report, size};
+use crate::ports::Clock;
+
+pub fn run(mut device: Device, args: &Check, json: bool) -> Outcome<Report> {
+    let wish = wish(args)?;
+    let _lock = device.lock()?;
+    let watch = observer(&device, json);
+    let mut driver = device.driver(watch)?;
+    let checked = driver.check(&wish);
+    remember(&device, &checked);
+    Ok(report(&checked?, &wish))
+}
+
+/// What a check found, for people and machines. Nothing to install is code 4; a version that was asked for and is
+/// refused is code 1.
+pub fn report(checked: &Checked, wish: &Wish) -> Report {
+    let json = to_value(checked);
+    if let Some(offer) = &checked.offer {
+        let text = format!(
+            "{} (sequence {}) can be installed: at most {} to download\n{}",
+            offer.release.version,
+            offer.release.sequence,
+            size(offer.download_bytes()),
+            lines(
+                &checked.considered,
+                &checked.problems.iter().map(|error| chain(error)).collect::<Vec<_>>()
+            )
+        );
+        return Report::done(text, json);
+    }
+    let asked = wish.version.as_ref();
+    let refused = checked
+        .considered
+        .iter()
+        .find(|one| Some(&one.version) == asked && one.verdict != Verdict::Installed);
+    let (code, first) = match (refused, asked) {
+        (Some(one), _) => (
+            Code::Refused,
+            format!("{} (sequence {}) {}", one.version, one.sequence, one.verdict),
+        ),
+        (None, Some(asked)) if !checked.considered.iter().any(|one| one.version == *asked) => {
+            (Code::Nothing, format!("the repository has no version {asked}"))
+        }
+        _ => (Code::Nothing, "nothing to install".to_owned()),
+    };
+    let problems: Vec<_> = checked.problems.iter().map(|error| chain(error)).collect();
+    Report {
+        text: format!("{first}\n{}", lines(&checked.considered, &problems)),
+        json,
+        code,
+    }
+}
+
+fn lines(considered: &[Considered], problems: &[String]) -> String {
+    let mut text = String::new();
+    for one in considered {
+        text.push_str(&format!(
+            "  {} (sequence {}) {}\n",
+            one.version, one.sequence, one.verdict
+        ));
+    }
+    for problem in problems {
+        text.push_str(&format!("  left out: {problem}\n"));
+    }
+    text
+}
+
+fn to_value(checked: &Checked) -> Value {
+    let considered: Vec<_> = checked.considered.iter().map(Considered::to_value).collect();
+    let problems: Vec<_> = checked.problems.iter().map(|error| chain(error).into()).collect();
+    let offer = checked.offer.as_ref().map(|offer| {
+        object([
+            ("release", offer.release.to_value()),
+            ("kind", format!("{:?}", offer.manifest.kind).to_lowercase().into()),
+            ("notes", offer.manifest.notes.clone().into()),
+            (
+                "advisory",
+                offer
+                    .manifest
+                    .advisory
+                    .as_ref()
+                    .map(|advisory| advisory.text.clone())
+                    .into(),
+            ),
+            ("download_bytes", offer.download_bytes().into()),
+        ])
+    });
+    object([
+        ("offer", offer.into()),
+        ("considered", considered.into()),
+        ("problems", problems.into()),
+    ])
+}
+
+/// Where the last check is noted.
+pub const NOTE: &str = "last-check.json";
+
+/// Notes what a check found. Only a help for people, so that a failure to note it fails nothing.
+pub fn remember(device: &Device, checked: &Result<Checked, DriveError>) {
+    let at = crate::host::clock::SystemClock.now();
+    let found = match checked {
+        Ok(checked) => to_value(checked),
+        Err(error) => object([("error", chain(error).into())]),
+    };
+    let path = device.config.state_dir.join(NOTE);
+    // A poll without news writes nothing: flash wears.
+    let before = std::fs::read_to_string(&path).unwrap_or_default();
+    if before.contains(&found.to_json()) {
+        return;
+    }
+    let note = object([("at", at.to_string().into()), ("found", found)]);
+    if let Err(error) = fwdurable::write_file(&path, note.to_json().as_bytes()) {
+        eprintln!("fwagent: noting the check in {}: {error}", path.display());
+    }
+}

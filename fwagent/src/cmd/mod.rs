@@ -1,0 +1,69 @@
+//! The commands, one file each.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fwmeta::manifest::SemVer;
+
+use crate::cli::{Check, Cli, Command};
+use crate::config::Config;
+use crate::device::Device;
+use crate::drive::Observer;
+use crate::failure::{Code, Failure, Outcome};
+use crate::machine::plan::Wish;
+use crate::output::{self, Report};
+use crate::ports::PortError;
+
+mod boot;
+mod check;
+mod decide;
+mod install;
+mod provision;
+mod run;
+mod status;
+
+/// Runs a command that works on a device; `fwagent tuf` is not one.
+///
+/// # Errors
+/// [`Failure`].
+pub fn run(cli: &Cli) -> Outcome<Report> {
+    let config = Config::load(&cli.config)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))
+            .map_err(|error| PortError::environment("setting up signals", Some(error.into())))?;
+    }
+    let device = Device::new(config, stop);
+    match &cli.command {
+        Command::Provision(args) => provision::run(device, args, cli.json),
+        Command::Check(args) => check::run(device, args, cli.json),
+        Command::Install(args) => install::run(device, args, cli.json),
+        Command::Run => run::run(device, cli.json),
+        Command::Status => status::status(&device),
+        Command::Explain => status::explain(&device),
+        Command::Confirm => decide::confirm(device, cli.json),
+        Command::Rollback => decide::rollback(device, cli.json),
+        Command::Boot(args) => boot::run(&device, args),
+        Command::Tuf(_) => Err(Failure::new(Code::Usage, "tuf works on no device")),
+    }
+}
+
+fn wish(args: &Check) -> Outcome<Wish> {
+    Ok(Wish {
+        version: version(args.version.as_deref())?,
+        retry: args.retry,
+    })
+}
+
+fn version(text: Option<&str>) -> Outcome<Option<SemVer>> {
+    let parse = |text| {
+        SemVer::parse(text)
+            .map_err(|error| Failure::new(Code::Usage, format!("{text:?} is not a semantic version: {error}")))
+    };
+    text.map(parse).transpose()
+}
+
+fn observer(device: &Device, json: bool) -> Observer {
+    let stop = Arc::clone(&device.stop);
+    output::observer(json, move || stop.load(Ordering::Relaxed))
+}

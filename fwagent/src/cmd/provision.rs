@@ -1,0 +1,166 @@
+//! `fwagent provision`: the factory's step. The device gets its root of trust, its boot record and its first state.
+//!
+//! The state is stored last, so that a loss of power in between leaves a device that can be provisioned again, never one
+//! that believes in software it does not have.
+
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::Context;
+use fwmeta::json::object;
+use fwmeta::limits;
+use fwmeta::manifest::Manifest;
+use fwmeta::trusted::TrustedSet;
+use sha2::{Digest, Sha256};
+
+use crate::cli::Provision;
+use crate::cmd::{check, observer, version};
+use crate::device::Device;
+use crate::failure::{Code, Failure, Outcome};
+use crate::host::clock::SystemClock;
+use crate::host::generation::GenerationStore;
+use crate::host::state_file::StateFile;
+use crate::machine::plan::Wish;
+use crate::machine::release::ReleaseRef;
+use crate::machine::slot::SlotId;
+use crate::machine::state::State;
+use crate::output::Report;
+use crate::ports::{Clock, PortError, SlotStore, StateStore};
+
+pub fn run(mut device: Device, args: &Provision, json: bool) -> Outcome<Report> {
+    let environment = |error: anyhow::Error| Failure::new(Code::Environment, error);
+    let root = read_bounded(&args.root, limits::ROOT_BYTES).map_err(environment)?;
+    TrustedSet::new(&root, SystemClock.now())
+        .with_context(|| format!("root of trust {}", args.root.display()))
+        .map_err(|error| Failure::new(Code::Refused, error))?;
+    let slot = first_slot(&device, args.slot.as_deref())?;
+    let wish = Wish {
+        version: version(args.version.as_deref())?,
+        retry: false,
+    };
+    let dir = device.config.state_dir.clone();
+    fwdurable::create_dir_all(&dir)
+        .and_then(|()| {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700))
+        })
+        .with_context(|| format!("creating {}", dir.display()))
+        .map_err(environment)?;
+    let _lock = device.lock()?;
+    let mut file = StateFile::new(&dir);
+    if file.load()?.is_some() {
+        return Ok(Report {
+            text: format!("{} is provisioned already; nothing was changed", dir.display()),
+            json: object([("provisioned", false.into())]),
+            code: Code::Nothing,
+        });
+    }
+    GenerationStore::provision(&device.metadata_dir(), &root)
+        .context("keeping the root of trust")
+        .map_err(environment)?;
+
+    let (state, release) = if args.from_server {
+        let states = Box::new(InMemory(Some(State::new(slot.clone(), None))));
+        let health = Box::new(device.health());
+        let watch = observer(&device, json);
+        let mut driver = device.driver_with(watch, states, health)?;
+        let checked = driver.check(&wish)?;
+        let Some(offer) = &checked.offer else {
+            return Ok(check::report(&checked, &wish));
+        };
+        let release = driver.fill_first(&slot, offer)?;
+        let mut state = driver.state().clone();
+        state.floors.confirm(&release);
+        state.confirmed.insert(slot.clone(), release.clone());
+        (state, Some(release))
+    } else if let Some(path) = &args.manifest {
+        let release = adopt(&device, &slot, path)?;
+        (State::new(slot.clone(), Some(release.clone())), Some(release))
+    } else {
+        (State::new(slot.clone(), None), None)
+    };
+    device.boot().create(&slot)?;
+    file.store(&state)?;
+    let held = match &release {
+        Some(release) => format!("{} (sequence {})", release.version, release.sequence),
+        None => "software that the agent does not know".to_owned(),
+    };
+    let text = format!(
+        "provisioned: slot {slot} holds {held}; trusted is {}",
+        args.root.display()
+    );
+    let json = object([
+        ("provisioned", true.into()),
+        ("slot", slot.as_str().into()),
+        ("release", release.as_ref().map(ReleaseRef::to_value).into()),
+    ]);
+    Ok(Report::done(text, json))
+}
+
+fn first_slot(device: &Device, name: Option<&str>) -> Outcome<SlotId> {
+    let sets = device.config.slot_sets();
+    let found = match name {
+        None => sets.first(),
+        Some(name) => sets.iter().find(|slot| slot.as_str() == name),
+    };
+    found.cloned().ok_or_else(|| {
+        let names: Vec<_> = sets.iter().map(SlotId::as_str).collect();
+        Failure::new(
+            Code::Usage,
+            format!(
+                "the configuration has no slot {}; it has {}",
+                name.unwrap_or(""),
+                names.join(", ")
+            ),
+        )
+    })
+}
+
+/// Checks the slot against the manifest of what the factory put there.
+fn adopt(device: &Device, slot: &SlotId, path: &Path) -> Outcome<ReleaseRef> {
+    let bytes = read_bounded(path, limits::MANIFEST_BYTES).map_err(|error| Failure::new(Code::Environment, error))?;
+    let refused = |error: anyhow::Error| Failure::new(Code::Refused, error);
+    let manifest = Manifest::parse(&bytes)
+        .with_context(|| format!("manifest {}", path.display()))
+        .map_err(refused)?;
+    let mut slots = device.slots();
+    for component in &manifest.components {
+        if !slots.holds(slot, component)? {
+            return Err(refused(anyhow::anyhow!(
+                "slot {slot} does not hold component {} of {}",
+                component.name,
+                path.display()
+            )));
+        }
+    }
+    Ok(ReleaseRef::of_manifest(&manifest, Sha256::digest(&bytes).into()))
+}
+
+fn read_bounded(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
+    file.take(limit + 1)
+        .read_to_end(&mut bytes)
+        .with_context(|| path.display().to_string())?;
+    anyhow::ensure!(
+        bytes.len() as u64 <= limit,
+        "{} is longer than the {limit} bytes allowed",
+        path.display()
+    );
+    Ok(bytes)
+}
+
+/// The record while the factory works: nothing is kept until the end.
+#[derive(Debug)]
+struct InMemory(Option<State>);
+
+impl StateStore for InMemory {
+    fn load(&mut self) -> Result<Option<State>, PortError> {
+        Ok(self.0.clone())
+    }
+
+    fn store(&mut self, state: &State) -> Result<(), PortError> {
+        self.0 = Some(state.clone());
+        Ok(())
+    }
+}

@@ -1,0 +1,197 @@
+//! `fwagent run`: polls, installs, confirms and falls back until it is told to stop.
+//!
+//! Every cycle takes the lock, loads the state anew and gives both back, so that `fwagent confirm` and its siblings work
+//! beside it. An unreachable or lying server is a failed cycle, never the end of the loop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use fwmeta::json::object;
+
+use crate::cmd::{check, observer};
+use crate::config::Confirm;
+use crate::device::Device;
+use crate::drive::{Checked, DriveError, Next, chain};
+use crate::failure::{Failure, Outcome};
+use crate::host::clock::random;
+use crate::host::notify::Notifier;
+use crate::host::restart::Restart;
+use crate::machine::plan::Wish;
+use crate::machine::state::Phase;
+use crate::machine::step::Event;
+use crate::output::{self, Report};
+use crate::ports::PortError;
+
+/// Time between two looks at signals.
+const TICK: Duration = Duration::from_millis(100);
+/// How often a trial that an operator decides is looked at.
+const TRIAL_POLL: Duration = Duration::from_secs(1);
+
+pub fn run(mut device: Device, json: bool) -> Outcome<Report> {
+    let _running = device.lock_named(".run.lock", Duration::ZERO)?;
+    let mut waiter = Waiter::new(&device)?;
+    let started = Instant::now();
+    let mut next = power_on(&mut device, json)?;
+    waiter.notifier.ready();
+    let mut failures = 0;
+    let mut pause = device.config.interval.first(random());
+    while next == Next::Continue {
+        if let Some(until) = manual_deadline(&device, started)? {
+            next = await_operator(&mut device, &mut waiter, until, json)?;
+            if waiter.stopping() {
+                break;
+            }
+            continue;
+        }
+        tell(&mut waiter, json, &format!("next poll in {} s", pause.as_secs()));
+        if !waiter.pause(pause) {
+            break;
+        }
+        let cycle = cycle(&mut device, json);
+        match cycle {
+            Ok(then) => {
+                failures = 0;
+                next = then;
+                pause = device.config.interval.next(0, None, random());
+            }
+            Err(error) if error.is_stop() => break,
+            Err(error) => {
+                failures += 1;
+                pause = device.config.interval.next(failures, error.retry_after(), random());
+                tell(&mut waiter, json, &format!("poll failed: {}", chain(&error)));
+            }
+        }
+    }
+    waiter.notifier.stopping();
+    let restart = next == Next::Restart;
+    if restart && device.config.restart != Restart::Exit {
+        // Ending now would make a service manager start the agent again before the device goes down.
+        tell(&mut waiter, json, "waiting for the restart");
+        waiter.pause(Duration::MAX);
+    }
+    let text = if restart { "ended for a restart" } else { "stopped" };
+    Ok(Report::done(
+        text,
+        object([("stopped", true.into()), ("restart", restart.into())]),
+    ))
+}
+
+fn tell(waiter: &mut Waiter, json: bool, text: &str) {
+    waiter.notifier.status(text);
+    if json {
+        output::line(&object([("event", "status".into()), ("status", text.into())]).to_json());
+    } else {
+        eprintln!("fwagent: {text}");
+    }
+}
+
+fn power_on(device: &mut Device, json: bool) -> Outcome<Next> {
+    let _lock = device.lock()?;
+    let watch = observer(device, json);
+    Ok(device.driver(watch)?.power_on()?)
+}
+
+fn cycle(device: &mut Device, json: bool) -> Result<Next, DriveError> {
+    let failed = |failure: Failure| DriveError::from(PortError::environment("starting a cycle", Some(failure.error)));
+    let lock = device.lock().map_err(failed)?;
+    let watch = observer(device, json);
+    let mut driver = device.driver(watch).map_err(failed)?;
+    let updated = driver.update(&Wish::default());
+    let (checked, next) = match updated {
+        Ok((checked, next)) => (Ok::<Checked, DriveError>(checked), Ok(next)),
+        Err(error) if error.is_stop() => return Err(error),
+        Err(error) => {
+            let checked = Err(error);
+            check::remember(device, &checked);
+            drop(lock);
+            return checked.map(|_| Next::Continue);
+        }
+    };
+    check::remember(device, &checked);
+    next
+}
+
+/// When the trial must have been confirmed by an operator; `None` when nothing waits for one.
+fn manual_deadline(device: &Device, started: Instant) -> Outcome<Option<Instant>> {
+    use crate::host::state_file::StateFile;
+    use crate::ports::StateStore;
+    let Confirm::Manual { within } = device.config.confirm else {
+        return Ok(None);
+    };
+    let state = StateFile::new(&device.config.state_dir).load()?;
+    let waiting = state.is_some_and(|state| matches!(state.phase, Phase::Trial { .. }));
+    // Counted from the start of the agent: a clock may jump, and a restart spends a boot attempt anyway.
+    Ok(waiting.then(|| started.checked_add(within).unwrap_or(started)))
+}
+
+/// Waits until the operator has decided, or ends the trial at the deadline.
+fn await_operator(device: &mut Device, waiter: &mut Waiter, until: Instant, json: bool) -> Outcome<Next> {
+    tell(waiter, json, "waiting for `fwagent confirm` or `fwagent rollback`");
+    while Instant::now() < until {
+        if !waiter.pause(TRIAL_POLL) {
+            return Ok(Next::Continue);
+        }
+        if manual_deadline(device, until)?.is_none() {
+            return resume(device, json);
+        }
+    }
+    let _lock = device.lock()?;
+    let watch = observer(device, json);
+    let mut driver = device.driver(watch)?;
+    if !matches!(driver.state().phase, Phase::Trial { .. }) {
+        return Ok(Next::Continue);
+    }
+    let event = Event::HealthFailed {
+        reason: "nobody confirmed the trial in time".to_owned(),
+        log: String::new(),
+    };
+    Ok(driver.tell(event)?)
+}
+
+/// Another command has decided. When it asked for a restart, this process must make way for it.
+fn resume(device: &mut Device, json: bool) -> Outcome<Next> {
+    power_on(device, json)
+}
+
+/// Waits, and hears signals while it does.
+struct Waiter {
+    stop: Arc<AtomicBool>,
+    poll_now: Arc<AtomicBool>,
+    notifier: Notifier,
+}
+
+impl Waiter {
+    fn new(device: &Device) -> Outcome<Self> {
+        let poll_now = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&poll_now))
+            .map_err(|error| PortError::environment("setting up signals", Some(error.into())))?;
+        Ok(Self {
+            stop: Arc::clone(&device.stop),
+            poll_now,
+            notifier: Notifier::from_env(),
+        })
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Waits; `false` when it is time to stop. SIGUSR1 ends the wait early.
+    fn pause(&mut self, pause: Duration) -> bool {
+        let start = Instant::now();
+        let mut alive = start;
+        while !self.stopping() {
+            if self.poll_now.swap(false, Ordering::Relaxed) || start.elapsed() >= pause {
+                return true;
+            }
+            let due = self.notifier.watchdog_interval();
+            if due.is_some_and(|due| alive.elapsed() >= due) {
+                self.notifier.watchdog();
+                alive = Instant::now();
+            }
+            std::thread::sleep(TICK.min(pause.saturating_sub(start.elapsed())));
+        }
+        false
+    }
+}

@@ -1,0 +1,524 @@
+//! The configuration file: TOML, read once into types that cannot be invalid. Unknown fields are refused, because a
+//! mistyped safety setting must not be taken for its default. Relative paths are relative to the file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::host::health::CheckConfig;
+use crate::host::http::HttpOptions;
+use crate::host::restart::Restart;
+use crate::host::slots::{SlotConfig, SlotKind};
+use crate::machine::boot::MAX_SLOTS;
+use crate::machine::plan::Identity;
+use crate::machine::schedule::Interval;
+use crate::machine::slot::SlotId;
+
+/// Where the configuration is when nobody says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/fwagent/fwagent.toml";
+/// Longest configuration file, in bytes.
+const FILE_BYTES: u64 = 1024 * 1024;
+
+/// How a device is set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What the device is.
+    pub identity: Identity,
+    /// Base URL of metadata.
+    pub metadata_url: String,
+    /// Base URL of targets.
+    pub targets_url: String,
+    /// How to reach the server.
+    pub http: HttpOptions,
+    /// Directory of the agent's state.
+    pub state_dir: PathBuf,
+    /// Trial boots before the boot loader goes back.
+    pub boot_attempts: u32,
+    /// All slots.
+    pub slots: Vec<SlotConfig>,
+    /// When to poll.
+    pub interval: Interval,
+    /// The health checks.
+    pub checks: Vec<CheckConfig>,
+    /// How a trial is confirmed.
+    pub confirm: Confirm,
+    /// How to restart.
+    pub restart: Restart,
+}
+
+/// How a trial is confirmed after its checks passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confirm {
+    /// At once.
+    Auto,
+    /// By `fwagent confirm`, within this time.
+    Manual {
+        /// Then the trial has failed.
+        within: Duration,
+    },
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("reading configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, or a field is missing, unknown or of the wrong type.
+    #[error("configuration {}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A value makes no sense.
+    #[error("configuration {}: {field} {problem}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    device: Device,
+    server: Server,
+    state: StateSection,
+    #[serde(default)]
+    boot: Boot,
+    #[serde(default)]
+    slot: Vec<Slot>,
+    #[serde(default)]
+    poll: Poll,
+    #[serde(default)]
+    health: HealthSection,
+    #[serde(default)]
+    restart: RestartSection,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Device {
+    vendor: Option<String>,
+    product: String,
+    hardware: String,
+    #[serde(default = "stable")]
+    channel: String,
+}
+
+fn stable() -> String {
+    "stable".to_owned()
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Server {
+    url: String,
+    metadata_url: Option<String>,
+    targets_url: Option<String>,
+    ca_file: Option<PathBuf>,
+    proxy: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StateSection {
+    dir: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Boot {
+    control: BootKind,
+    attempts: u32,
+}
+
+impl Default for Boot {
+    fn default() -> Self {
+        Self {
+            control: BootKind::File,
+            attempts: 3,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum BootKind {
+    File,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Slot {
+    name: String,
+    #[serde(default = "system")]
+    class: String,
+    kind: Kind,
+    path: PathBuf,
+    size: Option<u64>,
+}
+
+fn system() -> String {
+    "system".to_owned()
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    File,
+    Dir,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Poll {
+    interval_s: u64,
+    jitter_s: u64,
+    retry_s: u64,
+}
+
+impl Default for Poll {
+    fn default() -> Self {
+        Self {
+            interval_s: 3600,
+            jitter_s: 600,
+            retry_s: 60,
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct HealthSection {
+    confirm: ConfirmKind,
+    manual_timeout_s: Option<u64>,
+    check: Vec<Check>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ConfirmKind {
+    #[default]
+    Auto,
+    Manual,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Check {
+    name: String,
+    command: Vec<String>,
+    #[serde(default = "one_minute")]
+    timeout_s: u64,
+    #[serde(default)]
+    retries: u32,
+    #[serde(default = "five")]
+    retry_delay_s: u64,
+}
+
+fn one_minute() -> u64 {
+    60
+}
+
+fn five() -> u64 {
+    5
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RestartSection {
+    mode: RestartMode,
+    command: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RestartMode {
+    #[default]
+    Command,
+    Exit,
+    Manual,
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        use std::io::Read;
+        let read = std::fs::File::open(path).and_then(|file| {
+            let mut text = String::new();
+            file.take(FILE_BYTES).read_to_string(&mut text)?;
+            Ok(text)
+        });
+        let text = read.map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads the text of a configuration file that lies at `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let file: File = toml::from_str(text).map_err(|source| ConfigError::Syntax {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        file.check().map_err(|(field, problem)| ConfigError::Invalid {
+            path: path.to_owned(),
+            field,
+            problem,
+        })?;
+        let base = path.parent().unwrap_or(Path::new("")).to_owned();
+        file.build(&base).map_err(|(field, problem)| ConfigError::Invalid {
+            path: path.to_owned(),
+            field,
+            problem,
+        })
+    }
+
+    /// All slot sets, in the order of the file.
+    pub fn slot_sets(&self) -> Vec<SlotId> {
+        let mut sets: Vec<SlotId> = Vec::new();
+        for slot in &self.slots {
+            if !sets.contains(&slot.slot) {
+                sets.push(slot.slot.clone());
+            }
+        }
+        sets
+    }
+
+    /// Slot classes of each set, sorted; the same for all sets.
+    pub fn classes(&self) -> Vec<String> {
+        let classes: BTreeSet<&String> = self.slots.iter().map(|slot| &slot.class).collect();
+        classes.into_iter().cloned().collect()
+    }
+}
+
+type Problem = (String, String);
+
+fn problem<T>(field: impl Into<String>, text: impl Into<String>) -> Result<T, Problem> {
+    Err((field.into(), text.into()))
+}
+
+impl File {
+    fn check(&self) -> Result<(), Problem> {
+        for (field, text) in [
+            ("device.product", &self.device.product),
+            ("device.hardware", &self.device.hardware),
+            ("device.channel", &self.device.channel),
+        ] {
+            if text.is_empty() || text.contains('/') {
+                return problem(field, "is empty or contains /");
+            }
+        }
+        if !(1..=100).contains(&self.boot.attempts) {
+            return problem("boot.attempts", format!("is {}, not from 1 to 100", self.boot.attempts));
+        }
+        if self.poll.interval_s == 0 || self.poll.retry_s == 0 {
+            return problem("poll", "has an interval or retry of 0 seconds");
+        }
+        if self.restart.mode == RestartMode::Command && self.restart.command.as_ref().is_some_and(Vec::is_empty) {
+            return problem("restart.command", "is empty");
+        }
+        if self.restart.mode != RestartMode::Command && self.restart.command.is_some() {
+            return problem("restart.command", "is given, and restart.mode is not \"command\"");
+        }
+        if self.health.confirm == ConfirmKind::Auto && self.health.manual_timeout_s.is_some() {
+            return problem(
+                "health.manual_timeout_s",
+                "is given, and health.confirm is not \"manual\"",
+            );
+        }
+        for check in &self.health.check {
+            if check.command.is_empty() || check.timeout_s == 0 {
+                return problem(
+                    format!("health.check {:?}", check.name),
+                    "has no command or no time to run",
+                );
+            }
+        }
+        self.check_slots()
+    }
+
+    fn check_slots(&self) -> Result<(), Problem> {
+        let mut classes: BTreeMap<&String, BTreeSet<&String>> = BTreeMap::new();
+        let mut paths = BTreeSet::new();
+        for slot in &self.slot {
+            if !classes.entry(&slot.name).or_default().insert(&slot.class) {
+                return problem(
+                    format!("slot {}", slot.name),
+                    format!("has two of class {}", slot.class),
+                );
+            }
+            if !paths.insert(&slot.path) {
+                return problem(format!("slot {}", slot.name), "shares its path with another slot");
+            }
+        }
+        if !(2..=MAX_SLOTS).contains(&classes.len()) {
+            return problem(
+                "slot",
+                format!("names {} slot sets, not from 2 to {MAX_SLOTS}", classes.len()),
+            );
+        }
+        let mut each = classes.values();
+        let first = each.next();
+        if each.any(|other| Some(other) != first) {
+            return problem(
+                "slot",
+                "has sets with different classes; each set needs one slot of each class",
+            );
+        }
+        Ok(())
+    }
+
+    fn build(self, base: &Path) -> Result<Config, Problem> {
+        let url = self.server.url.trim_end_matches('/').to_owned();
+        let below = |given: Option<String>, part: &str| given.unwrap_or_else(|| format!("{url}/{part}"));
+        let mut slots = Vec::with_capacity(self.slot.len());
+        for slot in self.slot {
+            slots.push(SlotConfig {
+                slot: SlotId::parse(&slot.name).or_else(|error| problem("slot.name", error.to_string()))?,
+                class: slot.class,
+                kind: match slot.kind {
+                    Kind::File => SlotKind::File,
+                    Kind::Dir => SlotKind::Dir,
+                },
+                path: base.join(slot.path),
+                size: slot.size,
+            });
+        }
+        let seconds = Duration::from_secs;
+        let checks = self.health.check.into_iter().map(|check| CheckConfig {
+            name: check.name,
+            command: check.command,
+            timeout: seconds(check.timeout_s),
+            retries: check.retries,
+            retry_delay: seconds(check.retry_delay_s),
+        });
+        Ok(Config {
+            identity: Identity {
+                vendor: self.device.vendor,
+                product: self.device.product,
+                hardware: self.device.hardware,
+                channel: self.device.channel,
+            },
+            metadata_url: below(self.server.metadata_url, "metadata"),
+            targets_url: below(self.server.targets_url, "targets"),
+            http: HttpOptions {
+                ca_file: self.server.ca_file.map(|path| base.join(path)),
+                proxy: self.server.proxy,
+                ..HttpOptions::default()
+            },
+            state_dir: base.join(self.state.dir),
+            boot_attempts: match self.boot.control {
+                BootKind::File => self.boot.attempts,
+            },
+            slots,
+            interval: Interval {
+                poll: seconds(self.poll.interval_s),
+                jitter: seconds(self.poll.jitter_s),
+                retry: seconds(self.poll.retry_s),
+            },
+            checks: checks.collect(),
+            confirm: match self.health.confirm {
+                ConfirmKind::Auto => Confirm::Auto,
+                ConfirmKind::Manual => Confirm::Manual {
+                    within: seconds(self.health.manual_timeout_s.unwrap_or(24 * 3600)),
+                },
+            },
+            restart: match self.restart.mode {
+                RestartMode::Command => {
+                    Restart::Command(self.restart.command.unwrap_or_else(|| vec!["/sbin/reboot".to_owned()]))
+                }
+                RestartMode::Exit => Restart::Exit,
+                RestartMode::Manual => Restart::Manual,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const GOOD: &str = r#"
+        [device]
+        product = "router"
+        hardware = "rev-b"
+        [server]
+        url = "https://updates.example.com/"
+        [state]
+        dir = "state"
+        [[slot]]
+        name = "a"
+        kind = "dir"
+        path = "slots/a"
+        [[slot]]
+        name = "b"
+        kind = "dir"
+        path = "slots/b"
+    "#;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("/etc/fwagent/fwagent.toml")).map_err(|error| crate::drive::chain(&error))
+    }
+
+    #[test]
+    fn a_short_file_has_safe_defaults() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.metadata_url, "https://updates.example.com/metadata");
+        assert_eq!(config.state_dir, Path::new("/etc/fwagent/state"));
+        assert_eq!(config.slots[1].path, Path::new("/etc/fwagent/slots/b"));
+        assert_eq!((config.boot_attempts, config.confirm), (3, Confirm::Auto));
+        assert_eq!(config.classes(), ["system"]);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        for (change, expected) in [
+            (("product = \"router\"", "product = \"a/b\""), "device.product"),
+            (("hardware = \"rev-b\"", ""), "hardware"),
+            (("[state]", "[state]\nunknown = 1"), "unknown"),
+            (("name = \"b\"", "name = \"a\""), "two of class"),
+            (("path = \"slots/b\"", "path = \"slots/a\""), "shares its path"),
+            (("name = \"b\"", "name = \"b/c\""), "slot name"),
+            (("name = \"b\"", "name = \"b\"\nclass = \"app\""), "different classes"),
+            (("[state]", "[boot]\nattempts = 0\n[state]"), "boot.attempts"),
+            (("[state]", "[poll]\ninterval_s = 0\n[state]"), "poll"),
+            (
+                ("[state]", "[restart]\nmode = \"exit\"\ncommand = [\"x\"]\n[state]"),
+                "restart.command",
+            ),
+            (
+                ("[state]", "[[health.check]]\nname = \"web\"\ncommand = []\n[state]"),
+                "health.check",
+            ),
+            (("[state]", "[boot]\ncontrol = \"uboot\"\n[state]"), "uboot"),
+        ] {
+            let text = GOOD.replacen(change.0, change.1, 1);
+            let error = parse(&text).unwrap_err();
+            assert!(error.contains(expected), "{expected}: {error}");
+        }
+    }
+}

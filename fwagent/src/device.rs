@@ -1,0 +1,179 @@
+//! A device put together from its configuration: the real ports, and the lock that keeps two agents apart.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use fwdurable::Lock;
+
+use crate::config::{Config, Confirm};
+use crate::drive::{Driver, Observer, Ports, Setup};
+use crate::failure::{Code, Failure, Outcome};
+use crate::host::boot_file::BootFile;
+use crate::host::clock::SystemClock;
+use crate::host::generation::GenerationStore;
+use crate::host::health::HealthChecks;
+use crate::host::http::Http;
+use crate::host::repository::HttpRepository;
+use crate::host::slots::HostSlots;
+use crate::host::state_file::StateFile;
+use crate::ports::{HealthCheck, PortError, StateStore};
+
+/// Time to wait for another command of the agent.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The driver of a real device.
+pub type HostDriver = Driver<GenerationStore, HttpRepository>;
+
+/// A device.
+#[derive(Debug)]
+pub struct Device {
+    /// Its configuration.
+    pub config: Config,
+    /// Set by SIGTERM and SIGINT.
+    pub stop: Arc<AtomicBool>,
+    http: Option<Http>,
+}
+
+impl Device {
+    /// A device with this configuration.
+    pub fn new(config: Config, stop: Arc<AtomicBool>) -> Self {
+        Self {
+            config,
+            stop,
+            http: None,
+        }
+    }
+
+    /// Where trusted metadata lie.
+    pub fn metadata_dir(&self) -> PathBuf {
+        self.config.state_dir.join("metadata")
+    }
+
+    /// The boot record.
+    pub fn boot(&self) -> BootFile {
+        BootFile::new(&self.config.state_dir)
+    }
+
+    /// The slots.
+    pub fn slots(&self) -> HostSlots {
+        HostSlots::new(self.config.slots.clone())
+    }
+
+    /// Takes the lock of the state directory, waiting a little for another command.
+    ///
+    /// # Errors
+    /// [`Failure`] when the directory is missing or another agent keeps it.
+    pub fn lock(&self) -> Outcome<Lock> {
+        self.lock_named(".lock", LOCK_TIMEOUT)
+    }
+
+    /// Like [`lock`](Self::lock), with another name and time.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock).
+    pub fn lock_named(&self, name: &str, timeout: Duration) -> Outcome<Lock> {
+        let path = self.config.state_dir.join(name);
+        let start = Instant::now();
+        loop {
+            match Lock::try_exclusive(&path) {
+                Ok(Some(lock)) => return Ok(lock),
+                Ok(None) if start.elapsed() >= timeout || self.stop.load(Ordering::Relaxed) => {
+                    return Err(Failure {
+                        code: Code::Environment,
+                        error: format!("{} is locked by another fwagent", path.display()).into(),
+                        advice: Some("wait for it, or stop it"),
+                    });
+                }
+                Ok(None) => std::thread::sleep(Duration::from_millis(50)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(Failure {
+                        code: Code::Environment,
+                        error: format!("state directory {} does not exist", self.config.state_dir.display()).into(),
+                        advice: Some("give the device a root of trust with `fwagent provision --root ROOT`"),
+                    });
+                }
+                Err(error) => {
+                    return Err(
+                        PortError::environment(format!("locking {}", path.display()), Some(error.into())).into(),
+                    );
+                }
+            }
+        }
+    }
+
+    fn http(&mut self) -> Outcome<Http> {
+        if self.http.is_none() {
+            let http = Http::new(self.config.http.clone())
+                .map_err(|error| PortError::environment("setting up the network", Some(error.into())))?;
+            self.http = Some(http);
+        }
+        self.http
+            .clone()
+            .ok_or_else(|| Failure::new(Code::Environment, "no network"))
+    }
+
+    /// The health checks as configured.
+    pub fn health(&self) -> HealthChecks {
+        let slots = self.slots();
+        let manual = matches!(self.config.confirm, Confirm::Manual { .. });
+        HealthChecks::new(
+            self.config.checks.clone(),
+            manual,
+            Arc::clone(&self.stop),
+            move |slot| slots.bootable_path(slot, None),
+        )
+    }
+
+    /// A driver over the real ports. The caller holds the lock.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn driver(&mut self, observer: Observer) -> Outcome<HostDriver> {
+        let health = Box::new(self.health());
+        let states = Box::new(StateFile::new(&self.config.state_dir));
+        self.driver_with(observer, states, health)
+    }
+
+    /// Like [`driver`](Self::driver), with another record or other health checks.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn driver_with(
+        &mut self,
+        observer: Observer,
+        states: Box<dyn StateStore>,
+        health: Box<dyn HealthCheck>,
+    ) -> Outcome<HostDriver> {
+        let metadata = GenerationStore::open(&self.metadata_dir())
+            .map_err(|error| PortError::environment("opening the trusted metadata", Some(error.into())))?;
+        if metadata.damaged() > 0 {
+            eprintln!(
+                "fwagent: {} generation(s) of trusted metadata were damaged and given up; floors still hold",
+                metadata.damaged()
+            );
+        }
+        let transport = HttpRepository::new(
+            self.http()?,
+            &self.config.metadata_url,
+            &self.config.targets_url,
+            &self.config.state_dir.join("downloads"),
+        );
+        let setup = Setup {
+            identity: self.config.identity.clone(),
+            slots: self.config.slot_sets(),
+            classes: self.config.classes(),
+            boot_attempts: self.config.boot_attempts,
+        };
+        let ports = Ports {
+            states,
+            slots: Box::new(self.slots()),
+            boot: Box::new(self.boot()),
+            health,
+            clock: Box::new(SystemClock),
+            reboot: Box::new(self.config.restart.clone()),
+        };
+        Ok(Driver::new(setup, metadata, transport, ports, observer)?)
+    }
+}

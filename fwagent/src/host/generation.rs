@@ -1,0 +1,344 @@
+//! Trusted metadata as durable generations (DESIGN §5.5).
+//!
+//! ```text
+//! DIR/factory-root.json      put there by the factory, never replaced
+//! DIR/objects/<SHA-256>      metadata as received, never changed
+//! DIR/generation.a, .b       which objects are the current generation and which the one before
+//! ```
+//!
+//! A cycle stages what it verifies; [`commit`](MetadataStore::commit) writes the new objects, then the record that names
+//! them. So a loss of power leaves the old generation or the new one. An object that does not match its digest makes its
+//! whole generation damaged, and the one before is used; when that is damaged too, the device starts over from the
+//! factory root, and the floors in the agent's record keep it from going back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use fwdurable::twin::{Loaded, Twin, TwinError};
+use fwmeta::client::Cache;
+use fwmeta::json::{Doc, Value, object};
+use fwmeta::role::RoleName;
+use fwmeta::{hex, limits};
+use sha2::{Digest, Sha256};
+
+use crate::ports::{KnownTimestamp, MetadataStore, PortError};
+
+/// Longest record: the roles of a product with very many hash bins, twice.
+const RECORD_BYTES: usize = 8 * 1024 * 1024;
+/// Roots that may have followed the factory root.
+const ROOTS: usize = 4096;
+
+/// The objects of one generation, by their SHA-256 in hexadecimal.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Generation {
+    /// Roots after the factory one, oldest first.
+    roots: Vec<String>,
+    /// Metadata of the other roles.
+    roles: BTreeMap<String, String>,
+    /// Entity tag that the server gave with the timestamp.
+    etag: Option<String>,
+}
+
+/// Why a generation could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenerationError {
+    /// The record of generations is damaged.
+    #[error("record of trusted metadata")]
+    Record(#[from] TwinError),
+    /// The record does not say what it should.
+    #[error("record of trusted metadata is malformed")]
+    Malformed,
+    /// The file system failed.
+    #[error("{}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The error of the file system.
+        source: io::Error,
+    },
+}
+
+/// Trusted metadata in a directory.
+#[derive(Debug)]
+pub struct GenerationStore {
+    dir: PathBuf,
+    twin: Twin,
+    current: Generation,
+    staged: Option<Generation>,
+    /// Objects that the staged generation has and the disk has not.
+    new_objects: BTreeMap<String, Vec<u8>>,
+    damaged: u32,
+}
+
+impl GenerationStore {
+    /// Opens the metadata in `dir`, which must hold a factory root.
+    ///
+    /// # Errors
+    /// [`GenerationError`].
+    pub fn open(dir: &Path) -> Result<Self, GenerationError> {
+        let twin = Twin::new(dir.join("generation"), RECORD_BYTES);
+        let mut damaged = 0;
+        let current = match twin.load()? {
+            Loaded::Empty => Generation::default(),
+            Loaded::Record {
+                payload,
+                degraded: torn,
+                ..
+            } => {
+                let generations = decode(&payload).ok_or(GenerationError::Malformed)?;
+                if torn {
+                    twin.repair()?;
+                }
+                let mut whole = Generation::default();
+                for generation in generations {
+                    if is_whole(dir, &generation) {
+                        whole = generation;
+                        break;
+                    }
+                    damaged += 1;
+                }
+                whole
+            }
+        };
+        fwdurable::sweep_temporaries(&dir.join("objects")).map_err(io_error(dir))?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            twin,
+            current,
+            staged: None,
+            new_objects: BTreeMap::new(),
+            damaged,
+        })
+    }
+
+    /// Puts the factory root in place; refuses to replace another one.
+    ///
+    /// # Errors
+    /// [`GenerationError::Io`], with [`io::ErrorKind::AlreadyExists`] when another root is there.
+    pub fn provision(dir: &Path, root: &[u8]) -> Result<(), GenerationError> {
+        let objects = dir.join("objects");
+        fwdurable::create_dir_all(&objects).map_err(io_error(&objects))?;
+        let path = factory_path(dir);
+        match fs::read(&path) {
+            Ok(present) if present == root => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error(&path)(error)),
+        }
+        fwdurable::create_new(&path, root, 0o644).map_err(io_error(&path))
+    }
+
+    /// How many generations were found damaged and given up when the store was opened.
+    pub fn damaged(&self) -> u32 {
+        self.damaged
+    }
+
+    fn generation(&self) -> &Generation {
+        self.staged.as_ref().unwrap_or(&self.current)
+    }
+
+    fn staging(&mut self) -> &mut Generation {
+        self.staged.get_or_insert_with(|| self.current.clone())
+    }
+
+    fn object(&self, sha256: &str) -> Option<Vec<u8>> {
+        match self.new_objects.get(sha256) {
+            Some(bytes) => Some(bytes.clone()),
+            None => read_object(&self.dir, sha256),
+        }
+    }
+
+    fn write(&mut self) -> Result<(), GenerationError> {
+        let Some(staged) = &self.staged else {
+            return Ok(());
+        };
+        for (sha256, bytes) in &self.new_objects {
+            let path = object_path(&self.dir, sha256);
+            if read_object(&self.dir, sha256).is_none() {
+                fwdurable::write_file(&path, bytes).map_err(io_error(&path))?;
+            }
+        }
+        self.twin.store(&encode(&[staged, &self.current]))?;
+        let kept: BTreeSet<&String> = objects(staged).chain(objects(&self.current)).collect();
+        collect_garbage(&self.dir, &kept)?;
+        self.current = staged.clone();
+        self.staged = None;
+        self.new_objects.clear();
+        Ok(())
+    }
+}
+
+impl Cache for GenerationStore {
+    type Error = PortError;
+
+    fn load(&mut self, role: &RoleName) -> Result<Option<Vec<u8>>, PortError> {
+        let generation = self.generation();
+        let sha256 = if *role == RoleName::root() {
+            generation.roots.last()
+        } else {
+            generation.roles.get(role.as_str())
+        };
+        Ok(sha256.and_then(|sha256| self.object(sha256)))
+    }
+
+    fn store(&mut self, role: &RoleName, bytes: &[u8]) -> Result<(), PortError> {
+        let sha256 = hex::encode(&Sha256::digest(bytes));
+        self.new_objects.insert(sha256.clone(), bytes.to_vec());
+        let staging = self.staging();
+        if *role == RoleName::root() {
+            staging.roots.push(sha256);
+        } else {
+            if *role == RoleName::timestamp() {
+                staging.etag = None;
+            }
+            staging.roles.insert(role.as_str().to_owned(), sha256);
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, role: &RoleName) -> Result<(), PortError> {
+        self.staging().roles.remove(role.as_str());
+        Ok(())
+    }
+}
+
+impl MetadataStore for GenerationStore {
+    fn factory_root(&mut self) -> Result<Vec<u8>, PortError> {
+        let path = factory_path(&self.dir);
+        let attempt = format!("reading the factory root {}", path.display());
+        let read = File::open(&path).and_then(|file| {
+            let mut bytes = Vec::new();
+            file.take(limits::ROOT_BYTES + 1).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        });
+        read.map_err(|error| PortError::environment(attempt, Some(error.into())))
+    }
+
+    fn root_history(&mut self) -> Result<Vec<Vec<u8>>, PortError> {
+        let roots = self.generation().roots.clone();
+        let read = roots.iter().map(|sha256| {
+            self.object(sha256)
+                .ok_or_else(|| PortError::environment("reading an accepted root", None))
+        });
+        read.collect()
+    }
+
+    fn commit(&mut self) -> Result<(), PortError> {
+        self.write()
+            .map_err(|error| PortError::environment("committing the trusted metadata", Some(error.into())))
+    }
+
+    fn discard(&mut self) {
+        self.staged = None;
+        self.new_objects.clear();
+    }
+
+    fn known_timestamp(&mut self) -> Option<KnownTimestamp> {
+        let etag = self.current.etag.clone()?;
+        let bytes = read_object(&self.dir, self.current.roles.get("timestamp")?)?;
+        Some(KnownTimestamp { etag, bytes })
+    }
+
+    fn stage_etag(&mut self, etag: Option<&str>) {
+        if self.generation().etag.as_deref() != etag {
+            self.staging().etag = etag.map(str::to_owned);
+        }
+    }
+}
+
+fn factory_path(dir: &Path) -> PathBuf {
+    dir.join("factory-root.json")
+}
+
+fn object_path(dir: &Path, sha256: &str) -> PathBuf {
+    dir.join("objects").join(sha256)
+}
+
+/// The object, if it is there and whole.
+fn read_object(dir: &Path, sha256: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = File::open(object_path(dir, sha256)).ok()?;
+    file.take(limits::TARGETS_BYTES + 1).read_to_end(&mut bytes).ok()?;
+    (hex::encode(&Sha256::digest(&bytes)) == sha256).then_some(bytes)
+}
+
+fn is_whole(dir: &Path, generation: &Generation) -> bool {
+    objects(generation).all(|sha256| read_object(dir, sha256).is_some())
+}
+
+fn objects(generation: &Generation) -> impl Iterator<Item = &String> {
+    generation.roots.iter().chain(generation.roles.values())
+}
+
+/// Removes objects that no generation names. One that stays after a crash goes at the next commit.
+fn collect_garbage(dir: &Path, kept: &BTreeSet<&String>) -> Result<(), GenerationError> {
+    let objects = dir.join("objects");
+    for entry in fs::read_dir(&objects).map_err(io_error(&objects))? {
+        let entry = entry.map_err(io_error(&objects))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with('.') && !kept.contains(&name) {
+            fs::remove_file(entry.path()).map_err(io_error(&entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> GenerationError + use<> {
+    let path = path.to_owned();
+    move |source| GenerationError::Io { path, source }
+}
+
+fn encode(generations: &[&Generation]) -> Vec<u8> {
+    let generations = generations.iter().map(|generation| {
+        let roots: Vec<Value> = generation.roots.iter().map(Value::from).collect();
+        let roles = generation
+            .roles
+            .iter()
+            .map(|(role, sha256)| (role.clone(), sha256.into()));
+        object([
+            ("roots", roots.into()),
+            ("roles", Value::Object(roles.collect())),
+            ("etag", generation.etag.clone().into()),
+        ])
+    });
+    object([
+        ("schema", 1_u64.into()),
+        ("generations", generations.collect::<Vec<_>>().into()),
+    ])
+    .to_json()
+    .into_bytes()
+}
+
+/// The generations of a record, the current one first.
+fn decode(bytes: &[u8]) -> Option<Vec<Generation>> {
+    let value = Doc::parse(bytes).ok()?.root().to_value().ok()?;
+    if value.get("schema")?.as_u64()? != 1 {
+        return None;
+    }
+    let digest = |value: &Value| {
+        let text = value.as_str()?;
+        hex::decode_array::<32>(text)?;
+        Some(text.to_owned())
+    };
+    let generations = value.get("generations")?.as_array()?.iter().map(|generation| {
+        let roots = generation.get("roots")?.as_array()?;
+        if roots.len() > ROOTS {
+            return None;
+        }
+        let roles = generation.get("roles")?.as_object()?.iter();
+        Some(Generation {
+            roots: roots.iter().map(digest).collect::<Option<_>>()?,
+            roles: roles
+                .map(|(role, sha256)| Some((role.clone(), digest(sha256)?)))
+                .collect::<Option<_>>()?,
+            etag: generation.get("etag")?.as_str().map(str::to_owned),
+        })
+    });
+    generations.collect()
+}
+
+#[cfg(test)]
+mod tests;

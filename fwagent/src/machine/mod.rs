@@ -1,0 +1,19 @@
+//! The pure part of the agent: values and total functions. Nothing here reads a file, a socket or a clock; an event
+//! carries what happened and when, a state and a list of effects come back.
+//!
+//! ```text
+//! releases + identity + state  -> plan  ->  Decision        which release, or why none
+//! state + event                -> step  ->  state + effects one cell of the grid, or a listed refusal
+//! boot record                  -> boot  ->  slot + record   what a boot loader does
+//! state                        <-> record                   the bytes that survive a loss of power
+//! ```
+
+pub mod boot;
+pub mod floor;
+pub mod plan;
+pub mod record;
+pub mod release;
+pub mod schedule;
+pub mod slot;
+pub mod state;
+pub mod step;

@@ -1,0 +1,167 @@
+//! What commands print: text for people, or JSON objects, one a line; progress on a terminal.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use fwmeta::json::{Value, object};
+
+use crate::drive::{Notice, Observer};
+use crate::failure::{Code, Failure};
+use crate::machine::step::Effect;
+
+/// Smallest pause between two lines of progress.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// The result of a command.
+#[derive(Debug)]
+pub struct Report {
+    /// For people.
+    pub text: String,
+    /// For machines.
+    pub json: Value,
+    /// The exit code.
+    pub code: Code,
+}
+
+impl Report {
+    /// A result of a command that did what it was asked for.
+    pub fn done(text: impl Into<String>, json: Value) -> Self {
+        Self {
+            text: text.into(),
+            json,
+            code: Code::Done,
+        }
+    }
+}
+
+/// Prints a result.
+pub fn report(report: &Report, json: bool) {
+    line(&if json {
+        report.json.to_json()
+    } else {
+        report.text.trim_end().to_owned()
+    });
+}
+
+/// Prints a failure.
+pub fn failure(failure: &Failure, json: bool) {
+    let message = crate::drive::chain(failure.error.as_ref());
+    if json {
+        let value = object([
+            ("error", failure.code.word().into()),
+            ("message", message.into()),
+            ("advice", failure.advice.into()),
+        ]);
+        line(&value.to_json());
+    } else {
+        eprintln!("fwagent: {message}");
+        if let Some(advice) = failure.advice {
+            eprintln!("fwagent: {advice}");
+        }
+    }
+}
+
+/// Flushed, because others wait for it. A reader that went away is no reason to panic.
+pub fn line(text: &str) {
+    let mut out = io::stdout();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+/// An observer that shows what the driver does, and that stops it when `stop` says so.
+pub fn observer(json: bool, stop: impl Fn() -> bool + 'static) -> Observer {
+    let terminal = io::stderr().is_terminal();
+    let mut last = None;
+    let mut bar = false;
+    Box::new(move |notice| {
+        let progress = matches!(notice, Notice::Downloading { .. } | Notice::Writing { .. });
+        let finished = matches!(notice, Notice::Downloading { done, total, .. } | Notice::Writing { done, total, .. } if done >= total);
+        let due = last.is_none_or(|last: Instant| last.elapsed() >= PROGRESS_EVERY);
+        if progress && (due || finished) {
+            last = Some(Instant::now());
+        }
+        if json {
+            if !progress || due || finished {
+                line(&value(notice).to_json());
+            }
+        } else if progress {
+            if terminal && (due || finished) {
+                bar = !finished;
+                eprint!("\r\x1b[K{}", words(notice));
+                if finished {
+                    eprintln!();
+                }
+            }
+        } else {
+            if std::mem::take(&mut bar) {
+                eprintln!();
+            }
+            eprintln!("fwagent: {}", words(notice));
+        }
+        !stop()
+    })
+}
+
+fn value(notice: &Notice) -> Value {
+    let bytes = |event: &str, component: &String, done: u64, total: u64| {
+        object([
+            ("event", event.into()),
+            ("component", component.into()),
+            ("done", done.into()),
+            ("total", total.into()),
+        ])
+    };
+    match notice {
+        Notice::Installing { release, slot } => object([
+            ("event", "installing".into()),
+            ("release", release.to_value()),
+            ("slot", slot.as_str().into()),
+        ]),
+        Notice::Kept { component } => object([("event", "kept".into()), ("component", component.into())]),
+        Notice::Downloading { component, done, total } => bytes("downloading", component, *done, *total),
+        Notice::Writing { component, done, total } => bytes("writing", component, *done, *total),
+        Notice::Entered { phase } => object([("event", "entered".into()), ("phase", (*phase).into())]),
+        Notice::Effect(effect) => object([("event", "effect".into()), ("effect", effect_words(effect).into())]),
+    }
+}
+
+fn words(notice: &Notice) -> String {
+    let bytes = |verb: &str, component: &str, done: u64, total: u64| {
+        let percent = (done.saturating_mul(100)).checked_div(total).unwrap_or(100);
+        format!("{verb} {component}: {percent:3} % of {}", size(total))
+    };
+    match notice {
+        Notice::Installing { release, slot } => {
+            format!(
+                "installing {} (sequence {}) into slot {slot}",
+                release.version, release.sequence
+            )
+        }
+        Notice::Kept { component } => format!("{component} is in its slot already"),
+        Notice::Downloading { component, done, total } => bytes("downloading", component, *done, *total),
+        Notice::Writing { component, done, total } => bytes("writing", component, *done, *total),
+        Notice::Entered { phase } => format!("now {phase}"),
+        Notice::Effect(effect) => effect_words(effect),
+    }
+}
+
+fn effect_words(effect: &Effect) -> String {
+    match effect {
+        Effect::Disable(slot) => format!("disable slot {slot}"),
+        Effect::Install => "write and read back".to_owned(),
+        Effect::Arm(slot) => format!("arm slot {slot}"),
+        Effect::CheckHealth(slot) => format!("check health of slot {slot}"),
+        Effect::Confirm(slot) => format!("confirm slot {slot}"),
+        Effect::Reboot => "restart".to_owned(),
+    }
+}
+
+/// Bytes in a unit that people read.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut scaled, mut unit) = (bytes, 0);
+    while scaled >= 10 * 1024 && unit + 1 < UNITS.len() {
+        scaled /= 1024;
+        unit += 1;
+    }
+    format!("{scaled} {}", UNITS[unit])
+}
