@@ -22,8 +22,8 @@ use crate::bounded;
 const ROUNDS: u32 = 600_000;
 /// Fewer rounds than this give a warning.
 const ROUNDS_WEAK: u32 = 100_000;
-/// More rounds than this are refused: they would take minutes.
-const ROUNDS_MAX: u32 = 20_000_000;
+/// More rounds than this are refused: they would take seconds to minutes for each key.
+const ROUNDS_MAX: u32 = 8_000_000;
 /// Memory that scrypt may take, in bytes (128 N r).
 const SCRYPT_BYTES: u64 = 1 << 30;
 /// Longest key file that is read, in bytes.

@@ -24,7 +24,7 @@ use crate::repo_dir::{METADATA, RepoDir, TARGETS, digest};
 
 const STAGING: &str = ".staging";
 /// Time to wait for another writer.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The right to write a repository, and a candidate in the making. The candidate is removed when it is dropped.
 #[derive(Debug)]

@@ -10,6 +10,7 @@ use fwmeta::role::{RoleName, Root, Targets};
 
 use super::{check_threshold, product_name};
 use crate::cli::{Init, ProductKey};
+use crate::clock;
 use crate::failure::{Outcome, usage};
 use crate::output::Report;
 use crate::release::{self, TopLevelKeys};
@@ -35,6 +36,8 @@ pub fn run(args: &Init) -> Outcome<Report> {
     for (role, (keys, threshold)) in [("root", &keys.root), ("targets", &keys.targets)] {
         check_threshold(role, *threshold, &release::role_keys(keys, *threshold))?;
     }
+    check_products(&products, args.product_threshold)?;
+    clock::signing_time()?;
     let root = if args.dry_run {
         // Not even a lock file is made where there is no repository.
         let scratch = tempfile::tempdir().context("making a temporary directory")?;
@@ -118,6 +121,14 @@ pub fn open_products(ring: &mut Keyring, open: &OpenArgs, products: &[ProductKey
     Ok(keys)
 }
 
+/// Whether the threshold of products can be met by the keys of each.
+pub fn check_products(products: &ProductKeys, threshold: u64) -> Outcome<()> {
+    for (product, keys) in products {
+        check_threshold(product.as_str(), threshold, &release::role_keys(keys, threshold))?;
+    }
+    Ok(())
+}
+
 /// Delegates to products and signs their first, empty metadata.
 pub fn add_products(
     transaction: &mut Transaction<'_>,
@@ -127,7 +138,6 @@ pub fn add_products(
 ) -> Outcome<()> {
     for (product, keys) in products {
         let role_keys = release::role_keys(keys, threshold);
-        check_threshold(product.as_str(), threshold, &role_keys)?;
         release::delegate_product(targets, product, keys, threshold).map_err(|error| usage(error.to_string()))?;
         let empty = release::empty_targets(release::expiry(transaction.now, transaction.lifetimes.product));
         let public = keys.iter().map(|key| (key.id(), key.clone())).collect();

@@ -3,7 +3,7 @@
 use fwmeta::json::object;
 use fwmeta::role::RoleName;
 
-use super::init::{add_products, open_products};
+use super::init::{add_products, check_products, open_products};
 use crate::cli::ProductAdd;
 use crate::failure::Outcome;
 use crate::output::Report;
@@ -17,6 +17,7 @@ pub fn run(args: &ProductAdd) -> Outcome<Report> {
     let repo = RepoDir::new(&args.repo);
     let mut ring = Keyring::open(&args.keys)?;
     let products = open_products(&mut ring, &args.keys.open, &args.products)?;
+    check_products(&products, args.threshold)?;
     let anchor = repo.oldest_root()?;
     let writer = Writer::lock(&repo)?;
     let current = repo.load_for_signing()?;
