@@ -16,5 +16,7 @@ mod harness;
 mod keys;
 #[path = "conformance/rollback.rs"]
 mod rollback;
+#[path = "conformance/static_repositories.rs"]
+mod static_repositories;
 #[path = "conformance/workflow.rs"]
 mod workflow;
