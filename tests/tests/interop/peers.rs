@@ -68,6 +68,18 @@ pub enum Client {
     Tuftool,
 }
 
+impl Client {
+    /// Its program; `None`, and said so, when it is not installed.
+    pub fn program(self) -> Option<PathBuf> {
+        match self {
+            Self::Fwagent => Some(binary("fwagent")),
+            Self::PythonTuf => installed("python-tuf", "python/bin/python"),
+            Self::TufJs => installed("tuf-js", "node/node_modules/tuf-js").map(|_| PathBuf::from("node")),
+            Self::Tuftool => installed("tuftool", "bin/tuftool"),
+        }
+    }
+}
+
 /// A device that trusts a vendor's first root.
 pub struct Device {
     client: Client,
@@ -86,21 +98,14 @@ pub struct Fetched {
 }
 
 impl Device {
-    /// A new device; `None`, and said so, when its client is not installed.
-    pub fn new(client: Client, root: &Path) -> Option<Self> {
-        let program = match client {
-            Client::Fwagent => binary("fwagent"),
-            Client::PythonTuf => installed("python-tuf", "python/bin/python")?,
-            Client::TufJs => installed("tuf-js", "node/node_modules/tuf-js").map(|_| PathBuf::from("node"))?,
-            Client::Tuftool => installed("tuftool", "bin/tuftool")?,
-        };
-        let state = TempDir::new().expect("a temporary directory");
-        Some(Self {
+    /// A new device.
+    pub fn new(client: Client, program: &Path, root: &Path) -> Self {
+        Self {
             client,
-            program,
-            state,
+            program: program.to_owned(),
+            state: TempDir::new().expect("a temporary directory"),
             root: root.to_owned(),
-        })
+        }
     }
 
     /// Refreshes and downloads targets.

@@ -1,10 +1,13 @@
 //! Servers on a loopback port: ours, and the plainest one there is.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use fwtests::bins::binary;
+
+use crate::peers::run;
 
 /// A server that ends with its value.
 pub struct Server {
@@ -14,11 +17,30 @@ pub struct Server {
 }
 
 impl Server {
-    /// The real fwserve.
+    /// The real fwserve, which takes publications for `DIR/repo` by the token in `DIR/token`.
+    pub fn taking(dir: &Path, root: &Path) -> Self {
+        let tokens = dir.join("tokens");
+        let mut command = Command::new(binary("fwserve"));
+        let made = run(command.args(["token", "new", "--name", "ci", "--file"]).arg(&tokens));
+        fs::write(dir.join("token"), made.expect("a token")).expect("writing the token");
+        fs::create_dir(dir.join("repo")).expect("a directory for the repository");
+        let mut command = Command::new(binary("fwserve"));
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--repo"])
+            .arg(dir.join("repo"));
+        command
+            .arg("--publish-token-file")
+            .arg(tokens)
+            .arg("--trusted-root")
+            .arg(root);
+        Self::start(command, our_address)
+    }
+
+    /// The real fwserve, read-only.
     pub fn fwserve(repo: &Path) -> Self {
         let mut command = Command::new(binary("fwserve"));
         command.args(["serve", "--listen", "127.0.0.1:0", "--repo"]).arg(repo);
-        Self::start(command, |line| line.strip_prefix("listening on ").map(str::to_owned))
+        Self::start(command, our_address)
     }
 
     /// Python's file server, which knows nothing about repositories.
@@ -44,6 +66,10 @@ impl Server {
         let url = url(line.trim()).unwrap_or_else(|| panic!("no address in {line:?}"));
         Self { child, url }
     }
+}
+
+fn our_address(line: &str) -> Option<String> {
+    line.strip_prefix("listening on ").map(str::to_owned)
 }
 
 impl Drop for Server {

@@ -46,7 +46,7 @@ impl Vendor {
         vendor
     }
 
-    /// The directory that is served.
+    /// The repository.
     pub fn repo(&self) -> PathBuf {
         self.dir.path().join("repo")
     }
@@ -86,10 +86,11 @@ impl Vendor {
             .ok();
     }
 
-    /// Where the file of a target lies.
-    pub fn target_file(&self, path: &str, sha256: &str) -> PathBuf {
-        let (dir, name) = path.rsplit_once('/').expect("target paths have directories");
-        self.repo().join("targets").join(dir).join(format!("{sha256}.{name}"))
+    /// Publishes what is new to a server.
+    pub fn publish(&self, url: &str, token_file: &Path) {
+        let mut publish = self.fwsign("publish");
+        publish.arg(self.repo()).args(["--server", url, "--token-file"]);
+        publish.arg(token_file).ok();
     }
 
     /// The targets of a release, as the newest metadata of its product describe them.
@@ -101,7 +102,7 @@ impl Vendor {
             .filter(|(path, _)| path.starts_with(&prefix))
             .map(|(path, target)| {
                 let sha256 = target["hashes"]["sha256"].as_str().expect("a digest");
-                let bytes = fs::read(self.target_file(path, sha256)).expect("the file of a target");
+                let bytes = fs::read(target_file(&self.repo(), path, sha256)).expect("the file of a target");
                 (path.clone(), bytes)
             })
             .collect()
@@ -120,6 +121,12 @@ impl Vendor {
     fn key(&self, name: &str) -> PathBuf {
         self.keys().join(format!("{name}.pem"))
     }
+}
+
+/// Where the file of a target lies.
+pub fn target_file(repo: &Path, path: &str, sha256: &str) -> PathBuf {
+    let (dir, name) = path.rsplit_once('/').expect("target paths have directories");
+    repo.join("targets").join(dir).join(format!("{sha256}.{name}"))
 }
 
 /// The signed part of the newest metadata of a role.
