@@ -4,5 +4,5 @@ pub mod bins;
 pub mod repo_sim;
 pub mod sim_device;
 pub mod sim_server;
-pub mod world;
 pub mod vectors;
+pub mod world;

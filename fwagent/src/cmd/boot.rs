@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cli::Boot;
 use crate::device::Device;
+use crate::drive::chain;
 use crate::failure::{Code, Failure, Outcome};
 use crate::machine::slot::SlotId;
 use crate::output::Report;
@@ -35,8 +36,9 @@ pub fn run(device: &Device, args: &Boot) -> Outcome<Report> {
         let json = object([("slot", slot.as_str().into()), ("path", path.as_str().into())]);
         return Ok(Report::done(path, json));
     }
-    let error = command(&args.command, &slot, &path).exec();
-    Err(cannot_start(&args.command, error))
+    let mut command = command(&args.command, &slot, &path);
+    let error = command.exec();
+    Err(cannot_start(&command, error))
 }
 
 fn choose(device: &Device) -> Outcome<(SlotId, String)> {
@@ -63,8 +65,8 @@ fn command(words: &[String], slot: &SlotId, path: &str) -> Command {
     command
 }
 
-fn cannot_start(words: &[String], error: std::io::Error) -> Failure {
-    let attempt = format!("starting `{}`", words.join(" "));
+fn cannot_start(command: &Command, error: std::io::Error) -> Failure {
+    let attempt = format!("starting {}", command.get_program().display());
     PortError::environment(attempt, Some(error.into())).into()
 }
 
@@ -74,10 +76,12 @@ fn supervise(device: &Device, words: &[String]) -> Outcome<Report> {
         let (slot, path) = choose(device)?;
         eprintln!("fwagent: booting slot {slot}");
         let started = Instant::now();
-        let ended = match command(words, &slot, &path).spawn() {
+        let mut command = command(words, &slot, &path);
+        let ended = match command.spawn() {
             // A slot whose program cannot be started is a slot that failed to boot.
             Err(error) => {
-                eprintln!("fwagent: slot {slot}: {}", cannot_start(words, error).error);
+                let failure = cannot_start(&command, error);
+                eprintln!("fwagent: slot {slot}: {}", chain(failure.error.as_ref()));
                 None
             }
             Ok(mut child) => wait(device, &mut child)?,

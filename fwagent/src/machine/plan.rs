@@ -78,9 +78,9 @@ pub enum Verdict {
         /// The device's product.
         device: String,
     },
-    /// It is older than what is installed, or below a floor.
-    #[error(transparent)]
-    BelowFloor(#[from] BelowFloor),
+    /// It is below a floor.
+    #[error("is refused: {0}")]
+    BelowFloor(BelowFloor),
     /// It is older than what is installed, by sequence.
     #[error("has sequence {sequence}, installed is {installed}")]
     Older {
@@ -97,8 +97,8 @@ pub enum Verdict {
         /// The version installed, if it is known.
         installed: Option<SemVer>,
     },
-    /// It failed here before.
-    #[error("failed on this device before: {reason}")]
+    /// It failed here, or an operator gave it up.
+    #[error("is not installed again by itself: {reason}")]
     FailedHere {
         /// How.
         reason: String,
@@ -186,7 +186,10 @@ fn suits(release: &Release, identity: &Identity, state: &State, wish: &Wish) -> 
             return Err(Verdict::Installed);
         }
     }
-    state.floors.permit_install(&fw.channel, fw.sequence)?;
+    state
+        .floors
+        .permit_install(&fw.channel, fw.sequence)
+        .map_err(Verdict::BelowFloor)?;
     if let Some(installed) = installed.filter(|installed| fw.sequence < installed.sequence) {
         return Err(Verdict::Older {
             sequence: fw.sequence,

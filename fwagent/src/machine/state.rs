@@ -238,18 +238,21 @@ impl State {
     /// Remembers not to install a release again.
     pub fn reject(&mut self, release: &ReleaseRef, reason: &str) {
         self.forgive(&release.manifest_sha256);
-        // What a floor refuses anyway need not be remembered.
-        let floors = &self.floors;
-        self.rejected.retain(|rejected| {
-            let release = &rejected.release;
-            floors.permit_install(&release.channel, release.sequence).is_ok()
-        });
         if self.rejected.len() >= MAX_REJECTED {
             self.rejected.remove(0);
         }
         self.rejected.push(Rejected {
             release: release.clone(),
             reason: shortened(reason, REASON_BYTES),
+        });
+    }
+
+    /// Forgets rejected releases that a floor refuses anyway.
+    pub fn forget_rejected_below_floors(&mut self) {
+        let floors = &self.floors;
+        self.rejected.retain(|rejected| {
+            let release = &rejected.release;
+            floors.permit_install(&release.channel, release.sequence).is_ok()
         });
     }
 

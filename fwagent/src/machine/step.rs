@@ -249,6 +249,7 @@ fn confirmed(state: &State, slot: SlotId, release: ReleaseRef, at: UtcSeconds) -
     next.active = slot.clone();
     next.floors.confirm(&release);
     next.forgive(&release.manifest_sha256);
+    next.forget_rejected_below_floors();
     next.confirmed.insert(slot.clone(), release.clone());
     next.bad.remove(&slot);
     // Fall-backs that this release declares dangerous.
