@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use fwserve::config::{AccessLogTo, PublishConfig};
 use fwserve::{Config, Running};
@@ -268,6 +269,64 @@ fn uploads_resume_after_a_broken_connection() {
     assert_eq!(put(70_000, 100_000).status, 201);
     assert_eq!(head(200).header("content-length"), Some("100000"));
     assert_eq!(put(0, 100_000).status, 201, "what is complete need not come again");
+}
+
+#[test]
+fn a_stalled_upload_is_cut_and_goes_on_later() {
+    let served = serve_with(|config, _| config.limits.idle_timeout = Duration::from_millis(300));
+    let (address, token) = (served.running.address(), &served.token);
+    let path = format!("/api/v1/objects/{}", sha256(b"hello world"));
+    let mut stream = connect(address);
+    write!(
+        stream,
+        "PUT {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nUpload-Offset: 0\r\nUpload-Length: 11\r\n\
+         Content-Length: 11\r\n\r\nhello"
+    )
+    .unwrap();
+    // The client sends nothing more: the end must come from the server.
+    let mut answer = Vec::new();
+    let ended = stream.read_to_end(&mut answer);
+    assert!(
+        !matches!(&ended, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock),
+        "{ended:?}"
+    );
+    assert!(
+        !answer.starts_with(b"HTTP/1.1 2"),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
+    let head = call(address, token, "HEAD", &path, &[], b"");
+    assert_eq!((head.status, head.header("upload-offset")), (404, Some("5")));
+    let headers = [("Upload-Offset", "5"), ("Upload-Length", "11")];
+    assert_eq!(call(address, token, "PUT", &path, &headers, b" world").status, 201);
+}
+
+#[test]
+fn a_publication_waits_for_another_program_that_writes_the_repository() {
+    let mut served = serve();
+    let (address, token) = (served.running.address(), served.token.clone());
+    let files = first(&mut served.vendor);
+    for bytes in files.values() {
+        assert_eq!(upload(address, &token, bytes).status, 201);
+    }
+    let repo = repo(served.dir.path());
+    let held = fwdurable::Lock::try_exclusive(&repo.join(".lock"))
+        .unwrap()
+        .expect("nobody writes");
+    let waiting = std::thread::spawn({
+        let request = body(None, &files);
+        move || call(address, &token, "POST", "/api/v1/publish", &[], request.as_bytes())
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(
+        visible(&repo),
+        Files::new(),
+        "nothing changes while another program has the lock"
+    );
+    drop(held);
+    let answer = waiting.join().unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(visible(&repo), files);
 }
 
 #[test]
