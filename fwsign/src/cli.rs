@@ -345,6 +345,9 @@ pub struct Publish {
     /// Send the token over plain HTTP to a host that is not this machine
     #[arg(long, requires = "server")]
     pub allow_plain_http: bool,
+    /// Publish although this repository does not continue what is published, whose later releases are then gone
+    #[arg(long)]
+    pub allow_fork: bool,
     /// Publish a repository that trusts the published keys of keys-example
     #[arg(long)]
     pub allow_example_keys: bool,

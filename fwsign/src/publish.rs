@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use fwmeta::client::{Client, Fetch};
 use fwmeta::key::KeyId;
-use fwmeta::role::{RoleName, Root, Targets, Timestamp};
+use fwmeta::role::{RoleName, Root, Snapshot, Targets, Timestamp};
 use fwmeta::target::{TargetFile, TargetPath};
 use fwmeta::{layout, limits};
 use tempfile::TempDir;
@@ -78,6 +78,25 @@ impl Target {
             names,
         })
     }
+}
+
+/// How to publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Whether the repository must be a continuation of what is published.
+    pub history: History,
+    /// Do everything but change the destination.
+    pub dry_run: bool,
+}
+
+/// Whether a repository must be a continuation of what is published. Devices cannot tell: they accept any newer version
+/// by the right keys, and releases of a colleague would silently be gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum History {
+    /// It must have the published snapshot among its own earlier ones.
+    Continued,
+    /// For recovery, from a thief's metadata or a lost directory.
+    ForkAllowed,
 }
 
 /// What was done, or would be.
@@ -175,6 +194,27 @@ impl Publication {
             .unwrap_or_default()
     }
 
+    /// Checks that this repository continues one whose snapshot of this version is `published`. A snapshot has the digests
+    /// of all that it leads to, so that one comparison is enough.
+    fn check_continues(&self, history: History, version: u64, published: &[u8], place: &str) -> Outcome<()> {
+        if history == History::ForkAllowed {
+            return Ok(());
+        }
+        let name = layout::metadata_name(&RoleName::snapshot(), Some(version));
+        let path = self.source.metadata().join(&name);
+        let problem = match bounded::read(&path, limits::SNAPSHOT_BYTES) {
+            Ok(own) if own == published => return Ok(()),
+            Ok(_) => "differs from",
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "is missing from",
+            Err(error) => return Err(anyhow::Error::new(error).context(path.display().to_string()).into()),
+        };
+        Err(refused(anyhow::anyhow!(
+            "repository {} does not continue what {place} has published: its {name} {problem} this repository, so somebody \
+             else published; add your releases to a copy of what is published, or pass --allow-fork to drop it",
+            self.source.path().display()
+        )))
+    }
+
     /// Judges what readers of the destination would get, who know `published` of it already.
     fn judge(&self, published: Option<&Published>, targets: &[Target]) -> Outcome<()> {
         let dir = self.candidate(published.map(|published| &published.repo))?;
@@ -263,6 +303,16 @@ impl Published {
             )
         });
         Ok(Some(published?))
+    }
+
+    /// Its snapshot, with the version.
+    fn snapshot(&self) -> anyhow::Result<(u64, &[u8])> {
+        let bytes = self
+            .known
+            .0
+            .get(&RoleName::snapshot())
+            .context("nothing is known of a snapshot")?;
+        Ok((Snapshot::parse(bytes)?.version, bytes))
     }
 }
 

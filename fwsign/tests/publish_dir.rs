@@ -112,6 +112,21 @@ fn rollback_freeze_and_forks_are_refused() {
     let before = tree(&public);
     shop.publish_to(&public, &[])
         .expect_error(1, "timestamp version 3 is published with other contents");
+    // Ahead by numbers, but without the release: a device could not tell.
+    for _ in 0..2 {
+        let mut refresh = command();
+        refresh.arg("refresh").arg(&old).args(["--role", "router"]);
+        for key in ["s", "ts", "p"] {
+            refresh.arg("--key").arg(shop.key(key));
+        }
+        Run::from(refresh.output().unwrap()).expect(0);
+    }
+    publish(&old).expect_error(1, "its 2.snapshot.json differs from this repository");
+    assert_eq!(tree(&public), before);
+    let copy = shop.path("forked");
+    copy_tree(&public, &copy);
+    fwsign(["publish", text(&old), "--dir", text(&copy), "--allow-fork"]).expect(0);
+    verify(&copy).expect(0);
     // Another vendor altogether.
     let foreign = Workshop::empty();
     foreign.init(&["--root-days", "17"]).expect(0);

@@ -37,7 +37,7 @@ impl Scene {
                 state = state
                     .wrapping_mul(6_364_136_223_846_793_005)
                     .wrapping_add(1_442_695_040_888_963_407);
-                ((state >> 20) as u64).to_le_bytes()
+                (state >> 20).to_le_bytes()
             })
             .collect();
         let image = self.shop.file("big", &noise);

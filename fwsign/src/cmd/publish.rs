@@ -5,15 +5,23 @@ use fwmeta::json::object;
 use crate::cli::Publish;
 use crate::failure::{Outcome, usage};
 use crate::output::Report;
-use crate::publish::{Api, ApiOptions, Publication, to_dir, to_server};
+use crate::publish::{Api, ApiOptions, History, Options, Publication, to_dir, to_server};
 use crate::repo_dir::RepoDir;
 
 pub fn run(args: &Publish) -> Outcome<Report> {
     let source = RepoDir::new(&args.repo);
+    let options = Options {
+        history: if args.allow_fork {
+            History::ForkAllowed
+        } else {
+            History::Continued
+        },
+        dry_run: args.dry_run,
+    };
     let (destination, done) = match (&args.dir, &args.server, &args.token_file) {
         (Some(dir), ..) => {
             let publication = read(&source, args)?;
-            (dir.display().to_string(), to_dir(&publication, dir, args.dry_run)?)
+            (dir.display().to_string(), to_dir(&publication, dir, options)?)
         }
         (None, Some(url), Some(token_file)) => {
             // What cannot be reached need not be judged.
@@ -24,7 +32,7 @@ pub fn run(args: &Publish) -> Outcome<Report> {
                 allow_plain_http: args.allow_plain_http,
             })?;
             let publication = read(&source, args)?;
-            (url.clone(), to_server(&publication, &api, args.dry_run)?)
+            (url.clone(), to_server(&publication, &api, options)?)
         }
         _ => return Err(usage("--dir, or --server with --token-file, is needed")),
     };

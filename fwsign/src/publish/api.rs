@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fwmeta::json::{Doc, Node, Value};
+use fwmeta::role::RoleName;
+use fwmeta::{layout, limits};
 use reqwest::blocking::{Client, RequestBuilder, Response};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
@@ -35,8 +37,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Time for one request. The server reads all new payloads before it answers a publication.
 const TIMEOUT: Duration = Duration::from_secs(600);
-/// Longest answer.
-const ANSWER_BYTES: u64 = 1 << 20;
+/// Longest answer: a snapshot.
+const ANSWER_BYTES: u64 = limits::SNAPSHOT_BYTES;
 /// Longest token file.
 const TOKEN_BYTES: u16 = 4096;
 const UPLOAD_OFFSET: &str = "upload-offset";
@@ -176,6 +178,7 @@ pub(super) struct State {
     /// Version and SHA-256 of the timestamp.
     pub(super) timestamp: Option<(u64, String)>,
     pub(super) root_version: u64,
+    pub(super) snapshot_version: Option<u64>,
 }
 
 /// How much of an object the server has.
@@ -254,7 +257,21 @@ impl Api {
             Ok(State {
                 timestamp,
                 root_version,
+                snapshot_version: state.get("snapshot_version").and_then(Node::as_u64),
             })
+        })
+    }
+
+    /// A published snapshot.
+    pub(super) fn snapshot(&self, version: u64) -> Result<Vec<u8>> {
+        let path = format!(
+            "metadata/{}",
+            layout::metadata_name(&RoleName::snapshot(), Some(version))
+        );
+        retrying(|| {
+            Ok(self
+                .expect(Method::GET, &path, |request| request, &[StatusCode::OK])?
+                .body)
         })
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use super::{Done, Publication, Published, Target, conflict, sha256, timestamp_name};
+use super::{Done, Options, Publication, Published, Target, conflict, sha256, timestamp_name};
 use crate::failure::{Outcome, nothing_to_do, usage};
 use crate::progress::Progress;
 use crate::repo_dir::{RepoDir, TARGETS};
@@ -25,7 +25,7 @@ struct Missing {
 /// # Errors
 /// A refusal when devices that follow the directory would refuse it, or published files would have to change; the
 /// directory is then unchanged. Code 4 when it is there already.
-pub fn to_dir(publication: &Publication, dir: &Path, dry_run: bool) -> Outcome<Done> {
+pub fn to_dir(publication: &Publication, dir: &Path, options: Options) -> Outcome<Done> {
     let repo = RepoDir::new(dir);
     if let (Ok(from), Ok(to)) = (fs::canonicalize(publication.source.path()), fs::canonicalize(dir))
         && from == to
@@ -36,7 +36,11 @@ pub fn to_dir(publication: &Publication, dir: &Path, dry_run: bool) -> Outcome<D
         )));
     }
     // A dry run takes no lock, because that would make the directory.
-    let writer = if dry_run { None } else { Some(Writer::lock(&repo)?) };
+    let writer = if options.dry_run {
+        None
+    } else {
+        Some(Writer::lock(&repo)?)
+    };
     let published = Published::read(&repo)?;
     let missing = missing(publication, &repo)?;
     if missing.metadata.is_empty() && missing.targets.is_empty() {
@@ -47,6 +51,10 @@ pub fn to_dir(publication: &Publication, dir: &Path, dry_run: bool) -> Outcome<D
         )));
     }
     publication.judge(published.as_ref(), &missing.targets)?;
+    if let Some(published) = &published {
+        let (version, snapshot) = published.snapshot()?;
+        publication.check_continues(options.history, version, snapshot, &dir.display().to_string())?;
+    }
     let done = done(publication, &missing);
     if let Some(writer) = writer {
         switch(publication, &missing, writer, Progress::new(done.bytes))?;

@@ -9,7 +9,7 @@ use fwmeta::hex;
 use fwmeta::json::{Value, object};
 
 use super::api::{Api, Have, State};
-use super::{Done, Publication, Target, sha256, timestamp_name};
+use super::{Done, History, Options, Publication, Target, sha256, timestamp_name};
 use crate::failure::{Outcome, nothing_to_do, refused};
 use crate::output::warn;
 use crate::progress::Progress;
@@ -43,10 +43,14 @@ impl Contents<'_> {
 /// # Errors
 /// A refusal by the server, in its words, or by our own verifiers; what is published is then unchanged. Code 4 when it is
 /// published already.
-pub fn to_server(publication: &Publication, api: &Api, dry_run: bool) -> Outcome<Done> {
+pub fn to_server(publication: &Publication, api: &Api, options: Options) -> Outcome<Done> {
     let timestamp = sha256(publication.timestamp_bytes());
     let state = api.state()?;
     check_state(publication, &state, &timestamp, api.url())?;
+    if let (Some(version), History::Continued) = (state.snapshot_version, options.history) {
+        let published = api.snapshot(version)?;
+        publication.check_continues(options.history, version, &published, api.url())?;
+    }
     let (objects, files) = listing(publication);
     let mut wanted = Vec::new();
     for (sha256, contents) in &objects {
@@ -74,7 +78,7 @@ pub fn to_server(publication: &Publication, api: &Api, dry_run: bool) -> Outcome
             .sum(),
         version: publication.timestamp.version,
     };
-    if dry_run {
+    if options.dry_run {
         return Ok(done);
     }
     let mut progress = Progress::new(done.bytes);

@@ -166,9 +166,16 @@ fn perform(state: &mut State, request: &Request, body: Vec<u8>) -> (u16, String,
             let value: serde_json::Value = serde_json::from_slice(bytes).unwrap();
             serde_json::json!({"version": value["signed"]["version"], "sha256": sha256(bytes)})
         });
+        let snapshot = state.files.get("metadata/timestamp.json").map(|bytes| {
+            let value: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+            value["signed"]["meta"]["snapshot.json"]["version"].clone()
+        });
         let roots = state.files.keys().filter(|name| name.ends_with(".root.json")).count();
-        let state = serde_json::json!({"timestamp": timestamp, "root_version": roots, "snapshot_version": null});
+        let state = serde_json::json!({"timestamp": timestamp, "root_version": roots, "snapshot_version": snapshot});
         return (200, none(), state.to_string());
+    }
+    if let Some(bytes) = state.files.get(request.path.trim_start_matches('/')) {
+        return (200, none(), String::from_utf8(bytes.clone()).unwrap());
     }
     if request.path == "/api/v1/publish" {
         let value: serde_json::Value = serde_json::from_slice(&body).unwrap();
