@@ -1,17 +1,18 @@
-//! Publishing over real sockets, in process and against the real binary.
+//! Publishing over real sockets.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/publisher.rs"]
+mod publisher;
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::io::{Read, Write};
+use std::path::Path;
 use std::time::Duration;
 
-use fwserve::config::{AccessLogTo, PublishConfig};
+use fwserve::config::AccessLogTo;
 use fwserve::{Config, Running};
+use publisher::{TIMESTAMP, body, call, first, prepare, publish, repo, upload};
 use support::{Answer, Files, Vendor, connect, get, request, sha256, visible};
 
 struct Served {
@@ -19,25 +20,6 @@ struct Served {
     token: String,
     running: Running,
     vendor: Vendor,
-}
-
-fn prepare(dir: &Path, vendor: &Vendor) -> (PublishConfig, String) {
-    let (token_file, root) = (dir.join("tokens"), dir.join("root.json"));
-    fs::write(&root, vendor.root()).unwrap();
-    let token = fwserve::tokens::create(&token_file, "test").unwrap();
-    let config = PublishConfig {
-        token_file,
-        trusted_root: Some(root),
-        max_object: 1 << 20,
-        allow_plain_http: false,
-    };
-    (config, token)
-}
-
-fn repo(dir: &Path) -> PathBuf {
-    let repo = dir.join("repo");
-    fs::create_dir_all(&repo).unwrap();
-    repo
 }
 
 fn serve() -> Served {
@@ -58,51 +40,6 @@ fn serve_with(change: impl FnOnce(&mut Config, &Path)) -> Served {
         running,
         vendor,
     }
-}
-
-fn call(address: SocketAddr, token: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-    let bearer = format!("Bearer {token}");
-    let mut all = vec![("Authorization", bearer.as_str())];
-    all.extend(headers);
-    request(address, method, path, &all, body)
-}
-
-fn upload(address: SocketAddr, token: &str, bytes: &[u8]) -> Answer {
-    let path = format!("/api/v1/objects/{}", sha256(bytes));
-    let length = bytes.len().to_string();
-    let headers = [("Upload-Offset", "0"), ("Upload-Length", length.as_str())];
-    call(address, token, "PUT", &path, &headers, bytes)
-}
-
-fn body(base: Option<&[u8]>, files: &Files) -> String {
-    let base = base.map_or("null".to_owned(), |bytes| format!("\"{}\"", sha256(bytes)));
-    let files: Vec<_> = files
-        .iter()
-        .map(|(name, bytes)| format!("\"{name}\":\"{}\"", sha256(bytes)))
-        .collect();
-    format!("{{\"base\":{base},\"files\":{{{}}}}}", files.join(","))
-}
-
-fn publish(address: SocketAddr, token: &str, base: Option<&[u8]>, files: &Files) -> Answer {
-    for bytes in files.values() {
-        assert_eq!(upload(address, token, bytes).status, 201);
-    }
-    call(
-        address,
-        token,
-        "POST",
-        "/api/v1/publish",
-        &[],
-        body(base, files).as_bytes(),
-    )
-}
-
-const TIMESTAMP: &str = "metadata/timestamp.json";
-
-fn first(vendor: &mut Vendor) -> Files {
-    let mut files = vendor.release("p/1/f", b"one");
-    files.insert("metadata/1.root.json".to_owned(), vendor.root());
-    files
 }
 
 #[test]
@@ -453,132 +390,4 @@ fn of_concurrent_publishers_one_wins() {
         get(address, "/metadata/timestamp.json", &[]).body,
         candidates[won[0]][TIMESTAMP]
     );
-}
-
-fn assert_files(address: SocketAddr, files: &Files) {
-    for (name, bytes) in files {
-        assert_eq!(&get(address, &format!("/{name}"), &[]).body, bytes, "{name}");
-    }
-}
-
-/// The real binary, with its address.
-fn spawn(dir: &Path, publish: &PublishConfig) -> (Child, SocketAddr) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_fwserve"))
-        .args(["serve", "--listen", "127.0.0.1:0", "--repo"])
-        .arg(repo(dir))
-        .arg("--publish-token-file")
-        .arg(&publish.token_file)
-        .arg("--trusted-root")
-        .arg(publish.trusted_root.as_ref().unwrap())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    let address = line.trim().strip_prefix("listening on http://").expect("the address");
-    (child, address.parse().unwrap())
-}
-
-#[test]
-fn a_killed_server_leaves_the_old_or_the_new_repository() {
-    const ROUNDS: u32 = 24;
-    let dir = tempfile::tempdir().unwrap();
-    let mut vendor = Vendor::new();
-    let (config, token) = prepare(dir.path(), &vendor);
-    let (mut child, mut address) = spawn(dir.path(), &config);
-    let mut current = first(&mut vendor);
-    let begun = std::time::Instant::now();
-    assert_eq!(publish(address, &token, None, &current).status, 200);
-    let one_publication = begun.elapsed();
-    let mut everything = visible(&repo(dir.path()));
-    let (mut old, mut new) = (0, 0);
-    for round in 0..ROUNDS {
-        // In every other round root and timestamp must change together.
-        let rotated = (round % 2 == 1).then(|| vendor.rotate(10 + u8::try_from(round).unwrap()));
-        let mut next = vendor.release(&format!("p/{round}/g"), format!("round {round}").as_bytes());
-        next.extend(rotated);
-        for bytes in next.values() {
-            assert_eq!(upload(address, &token, bytes).status, 201);
-        }
-        let body = body(Some(&current[TIMESTAMP]), &next);
-        let mut stream = connect(address);
-        write!(
-            stream,
-            "POST /api/v1/publish HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        )
-        .unwrap();
-        // Somewhere in the request, whatever the speed of the machine.
-        std::thread::sleep(one_publication * round / ROUNDS);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        (child, address) = spawn(dir.path(), &config);
-        let served = get(address, "/metadata/timestamp.json", &[]).body;
-        let root = next.keys().find(|name| name.ends_with(".root.json"));
-        if served == current[TIMESTAMP] {
-            old += 1;
-            assert_files(address, &everything);
-            if let Some(root) = root {
-                assert_eq!(
-                    get(address, &format!("/{root}"), &[]).status,
-                    404,
-                    "a root of the new version"
-                );
-            }
-            // Uploads outlive the crash: the same publication now succeeds.
-            let answer = call(address, &token, "POST", "/api/v1/publish", &[], body.as_bytes());
-            assert_eq!(answer.status, 200, "{}", answer.text());
-        } else {
-            new += 1;
-            assert_eq!(served, next[TIMESTAMP], "round {round}");
-        }
-        everything.extend(next.clone());
-        assert_files(address, &everything);
-        current = next;
-    }
-    println!("{old} times the old repository, {new} times the new one");
-    // The end is orderly.
-    let status = Command::new("kill").arg(child.id().to_string()).status().unwrap();
-    assert!(status.success());
-    assert_eq!(child.wait().unwrap().code(), Some(0));
-}
-
-#[test]
-fn the_command_line_reports_faults() {
-    let dir = tempfile::tempdir().unwrap();
-    let run = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_fwserve"))
-            .args(arguments)
-            .current_dir(dir.path())
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        (output.status.code().unwrap(), text)
-    };
-    assert_eq!(run(&["serve"]).0, 2);
-    let (code, text) = run(&["serve", "--repo", "nowhere"]);
-    assert_eq!(code, 3, "{text}");
-    assert!(text.starts_with("fwserve: repository nowhere: "), "{text}");
-    let (code, text) = run(&["serve", "--repo", "nowhere", "--json"]);
-    assert_eq!(code, 3);
-    assert!(
-        text.starts_with(r#"{"error":"environment","message":"repository nowhere"#),
-        "{text}"
-    );
-    let (code, token) = run(&["token", "new", "--name", "ci", "--file", "tokens"]);
-    assert_eq!((code, token.trim().len()), (0, 68), "{token}");
-    assert_eq!(run(&["token", "new", "--name", "ci", "--file", "tokens"]).0, 2);
-    let (code, text) = run(&[
-        "serve",
-        "--repo",
-        ".",
-        "--listen",
-        "0.0.0.0:0",
-        "--publish-token-file",
-        "tokens",
-    ]);
-    assert_eq!(code, 2, "{text}");
-    assert!(text.contains("plain HTTP"), "{text}");
 }
