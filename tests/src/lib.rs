@@ -1,6 +1,9 @@
 //! What the tests of the whole share.
 
 pub mod bins;
+pub mod device;
+pub mod lie_server;
+pub mod measure;
 pub mod repo_sim;
 pub mod sim_device;
 pub mod sim_server;
