@@ -70,14 +70,18 @@ pub fn line(text: &str) {
 /// An observer that shows what the driver does, and that stops it when `stop` says so.
 pub fn observer(json: bool, stop: impl Fn() -> bool + 'static) -> Observer {
     let terminal = io::stderr().is_terminal();
-    let mut last = None;
+    // When progress of this kind was shown last; the first of each kind is always shown.
+    let mut last: Option<(std::mem::Discriminant<Notice>, Instant)> = None;
     let mut bar = false;
     Box::new(move |notice| {
-        let progress = matches!(notice, Notice::Downloading { .. } | Notice::Writing { .. });
-        let finished = matches!(notice, Notice::Downloading { done, total, .. } | Notice::Writing { done, total, .. } if done >= total);
-        let due = last.is_none_or(|last: Instant| last.elapsed() >= PROGRESS_EVERY);
+        let (progress, finished) = match notice {
+            Notice::Downloading { done, total, .. } | Notice::Writing { done, total, .. } => (true, done >= total),
+            _ => (false, false),
+        };
+        let kind = std::mem::discriminant(notice);
+        let due = last.is_none_or(|(other, at)| other != kind || at.elapsed() >= PROGRESS_EVERY);
         if progress && (due || finished) {
-            last = Some(Instant::now());
+            last = Some((kind, Instant::now()));
         }
         if json {
             if !progress || due || finished {

@@ -28,7 +28,8 @@ fn build(name: &str) -> PathBuf {
         .find(|dir| !dir.ends_with("deps"))
         .unwrap_or_else(|| panic!("{} is in no directory", own.display()));
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--package", name, "--bin", name]);
+    // The whole workspace, so that dependencies have the features, and thus the builds, that the tests have too.
+    cargo.args(["build", "--quiet", "--workspace", "--bin", name]);
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
     if let Some(target) = profile.parent() {
         cargo.arg("--target-dir").arg(target);
