@@ -18,6 +18,8 @@ pub struct Cli {
 }
 
 /// What to do.
+// The URL of an example is shown by `--help`, where angle brackets would be read as part of it.
+#[allow(rustdoc::bare_urls)]
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Make a key pair: FILE (private, encrypted) and FILE with .pub.pem

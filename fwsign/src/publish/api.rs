@@ -11,7 +11,7 @@
 //! server refuses is passed on in its words.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use fwmeta::json::{Doc, Node, Value};
@@ -21,9 +21,9 @@ use reqwest::blocking::{Client, RequestBuilder, Response};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
 
+use super::api_error::ApiError;
+use super::destination::{base_url, is_loopback, token};
 use super::tls;
-use crate::bounded;
-use crate::failure::Code;
 
 /// Bytes of one request of an upload: what a broken connection can lose.
 const PIECE: usize = 4 << 20;
@@ -39,8 +39,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 const TIMEOUT: Duration = Duration::from_secs(600);
 /// Longest answer: a snapshot.
 const ANSWER_BYTES: u64 = limits::SNAPSHOT_BYTES;
-/// Longest token file.
-const TOKEN_BYTES: u16 = 4096;
 const UPLOAD_OFFSET: &str = "upload-offset";
 const UPLOAD_LENGTH: &str = "upload-length";
 
@@ -55,119 +53,6 @@ pub struct ApiOptions {
     pub ca_file: Option<PathBuf>,
     /// Whether the token may travel over plain HTTP to another machine.
     pub allow_plain_http: bool,
-}
-
-/// A request to the server failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ApiError {
-    /// The URL cannot be used.
-    #[error("--server {url:?} {reason}")]
-    Url {
-        /// The URL.
-        url: String,
-        /// Why.
-        reason: &'static str,
-    },
-    /// The token would be readable on its way.
-    #[error(
-        "--server {url} is plain HTTP to another machine, where anybody on the way reads the token: use https, or pass \
-             --allow-plain-http on a network that you trust"
-    )]
-    PlainHttp {
-        /// The URL.
-        url: String,
-    },
-    /// The token file cannot be used.
-    #[error("token file {}: {reason}", path.display())]
-    Token {
-        /// The file.
-        path: PathBuf,
-        /// Why; never its contents.
-        reason: String,
-    },
-    /// The client could not be set up.
-    #[error("setting up HTTP: {0}")]
-    Setup(String),
-    /// No answer.
-    #[error("{request}: no answer")]
-    Transfer {
-        /// Method and URL.
-        request: String,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The token was refused.
-    #[error("{request}: the server does not accept the token of {}: is it listed in the server's token file?", token_file.display())]
-    Unauthorized {
-        /// Method and URL.
-        request: String,
-        /// Where the token comes from.
-        token_file: PathBuf,
-    },
-    /// There is no such API.
-    #[error("{request}: no publish API there (404): is it a fwserve that was started with --publish-token-file?")]
-    NoApi {
-        /// Method and URL.
-        request: String,
-    },
-    /// The answer points elsewhere.
-    #[error(
-        "{request}: the server redirects to {location:?}, where the token is not sent: give that address as --server"
-    )]
-    Redirect {
-        /// Method and URL.
-        request: String,
-        /// Where to.
-        location: String,
-    },
-    /// The server said no, and why.
-    #[error("{request}: the server answers {status}: {reason}")]
-    Answer {
-        /// Method and URL.
-        request: String,
-        /// HTTP status.
-        status: u16,
-        /// The server's words.
-        reason: String,
-        /// How long it asks to wait.
-        retry_after: Option<Duration>,
-    },
-    /// An answer that makes no sense.
-    #[error("{request}: the answer is not one of a publish API: {what}")]
-    Malformed {
-        /// Method and URL.
-        request: String,
-        /// What is wrong.
-        what: String,
-    },
-}
-
-impl ApiError {
-    /// Whether the same request may succeed later.
-    fn is_transient(&self) -> bool {
-        match self {
-            Self::Transfer { .. } => true,
-            Self::Answer { status, .. } => matches!(status, 408 | 429 | 500..=599),
-            _ => false,
-        }
-    }
-
-    /// The exit code for it.
-    pub(crate) fn code(&self) -> Code {
-        match self {
-            Self::Url { .. } | Self::PlainHttp { .. } => Code::Usage,
-            Self::Answer { status: 409 | 422, .. } => Code::Refused,
-            _ => Code::Environment,
-        }
-    }
-
-    fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Answer { retry_after, .. } => *retry_after,
-            _ => None,
-        }
-    }
 }
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -532,119 +417,4 @@ fn retrying<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
 fn pause(failures: u32, error: &ApiError) {
     let doubled = PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16));
     std::thread::sleep(error.retry_after().unwrap_or(doubled).min(PAUSE_MAX));
-}
-
-fn base_url(text: &str) -> Result<Url> {
-    let refused = |reason| ApiError::Url {
-        url: text.to_owned(),
-        reason,
-    };
-    let mut url = Url::parse(text).map_err(|_| refused("is not a URL such as https://updates.example.com"))?;
-    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-        return Err(refused("is not an http or https URL"));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        // Not repeated: it holds a secret.
-        return Err(ApiError::Url {
-            url: format!("{}://…", url.scheme()),
-            reason: "has a user or password in it: the token is given by --token-file",
-        });
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(refused("has a query or fragment"));
-    }
-    if !url.path().ends_with('/') {
-        url.set_path(&format!("{}/", url.path()));
-    }
-    Ok(url)
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(url::Host::Domain(name)) => name == "localhost",
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
-}
-
-fn token(path: &Path) -> Result<HeaderValue> {
-    let fault = |reason: String| ApiError::Token {
-        path: path.to_owned(),
-        reason,
-    };
-    let text = bounded::read_secret(path, TOKEN_BYTES).map_err(|error| fault(error.to_string()))?;
-    let token = text.lines().next().unwrap_or_default().trim();
-    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(fault("its first line is not a token".to_owned()));
-    }
-    let header = zeroize::Zeroizing::new(format!("Bearer {token}"));
-    let mut value = HeaderValue::from_str(&header).map_err(|_| fault("its first line is not a token".to_owned()))?;
-    value.set_sensitive(true);
-    Ok(value)
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn urls() {
-        for (text, expected) in [
-            ("https://u.example", "https://u.example/"),
-            ("https://u.example/a", "https://u.example/a/"),
-            ("http://[::1]:80/", "http://[::1]/"),
-        ] {
-            assert_eq!(base_url(text).unwrap().as_str(), expected);
-        }
-        for text in [
-            "",
-            "u.example",
-            "ftp://u.example",
-            "https://u.example/?a",
-            "https://u.example/#a",
-            "file:///x",
-        ] {
-            assert!(matches!(base_url(text), Err(ApiError::Url { .. })), "{text}");
-        }
-        let refused = base_url("https://me:secret@u.example/").unwrap_err();
-        assert!(!refused.to_string().contains("secret"), "{refused}");
-    }
-
-    #[test]
-    fn only_this_machine_is_loopback() {
-        for (url, expected) in [
-            ("http://localhost:1", true),
-            ("http://127.0.0.2", true),
-            ("http://[::1]", true),
-            ("http://localhost.example", false),
-            ("http://10.0.0.1", false),
-            ("http://0.0.0.0", false),
-            ("http://[::ffff:10.0.0.1]", false),
-        ] {
-            assert_eq!(is_loopback(&Url::parse(url).unwrap()), expected, "{url}");
-        }
-    }
-
-    #[test]
-    fn a_token_is_read_from_the_first_line_and_never_shown() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("token");
-        std::fs::write(&path, "abc123\nrest\n").unwrap();
-        let value = token(&path).unwrap();
-        assert_eq!(value.as_bytes(), b"Bearer abc123");
-        assert!(!format!("{value:?}").contains("abc123"));
-        for bytes in [
-            &b""[..],
-            b"\n",
-            b"two words\n",
-            b"\xff\n",
-            "t\u{f6}ken".as_bytes(),
-            &[b'a'; 5000],
-        ] {
-            std::fs::write(&path, bytes).unwrap();
-            assert!(matches!(token(&path), Err(ApiError::Token { .. })));
-        }
-    }
 }
