@@ -16,9 +16,11 @@ pub fn run(mut device: Device, args: &Check, json: bool) -> Outcome<Report> {
     let _lock = device.lock()?;
     let watch = observer(&device, json);
     let mut driver = device.driver(watch)?;
-    let checked = driver.check(&wish);
-    remember(&device, &checked);
-    Ok(report(&checked?, &wish))
+    let checked = driver
+        .check(&wish)
+        .inspect_err(|error| remember_failure(&device, error))?;
+    remember(&device, checked.as_ref());
+    Ok(report(&checked, &wish))
 }
 
 /// What a check found, for people and machines. Nothing to install is code 4; a version that was asked for and is
@@ -106,18 +108,25 @@ fn to_value(checked: &Checked) -> Value {
 pub const NOTE: &str = "last-check.json";
 
 /// Notes what a check found. Only a help for people, so that a failure to note it fails nothing.
-pub fn remember(device: &Device, checked: &Result<Checked, DriveError>) {
-    let at = crate::host::clock::SystemClock.now();
-    let found = match checked {
-        Ok(checked) => to_value(checked),
-        Err(error) => object([("error", chain(error).into())]),
-    };
+pub fn remember(device: &Device, checked: &Checked) {
+    note(device, to_value(checked));
+}
+
+/// Notes that a check failed. A stop that was asked for is no failure.
+pub fn remember_failure(device: &Device, error: &DriveError) {
+    if !error.is_stop() {
+        note(device, object([("error", chain(error).into())]));
+    }
+}
+
+fn note(device: &Device, found: Value) {
     let path = device.config.state_dir.join(NOTE);
     // A poll without news writes nothing: flash wears.
     let before = std::fs::read_to_string(&path).unwrap_or_default();
     if before.contains(&found.to_json()) {
         return;
     }
+    let at = crate::host::clock::SystemClock.now();
     let note = object([("at", at.to_string().into()), ("found", found)]);
     if let Err(error) = fwdurable::write_file(&path, note.to_json().as_bytes()) {
         eprintln!("fwagent: noting the check in {}: {error}", path.display());

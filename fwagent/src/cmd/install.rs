@@ -19,19 +19,14 @@ pub fn run(mut device: Device, args: &Install, json: bool) -> Outcome<Report> {
         let text = "an update is installed already; the device restarts into it";
         return Ok(Report::done(text, object([("restart", true.into())])));
     }
-    let updated = driver.update(&wish);
-    let (checked, next) = match updated {
-        Ok((checked, next)) => {
-            let checked = Ok(checked);
-            check::remember(&device, &checked);
-            (checked?, next)
-        }
+    let (checked, next) = match driver.update(&wish) {
+        Ok(updated) => updated,
         Err(error) => {
-            let failed = Err(error);
-            check::remember(&device, &failed);
-            return Err(failed.map(|_: crate::drive::Checked| ()).unwrap_err().into());
+            check::remember_failure(&device, &error);
+            return Err(error.into());
         }
     };
+    check::remember(&device, &checked);
     let Some(offer) = &checked.offer else {
         return Ok(check::report(&checked, &wish));
     };

@@ -55,6 +55,13 @@ pub fn run(mut device: Device, args: &Provision, json: bool) -> Outcome<Report> 
             code: Code::Nothing,
         });
     }
+    let adopted = args.manifest.as_deref().map(|path| adopt(&device, &slot, path));
+    let adopted = adopted.transpose()?;
+    // Without a state the device trusts nothing yet: what is there is of an attempt that was refused or interrupted,
+    // perhaps with a root that was the wrong one.
+    fwdurable::remove_tree(&device.metadata_dir())
+        .context("clearing what an earlier attempt left")
+        .map_err(environment)?;
     GenerationStore::provision(&device.metadata_dir(), &root)
         .context("keeping the root of trust")
         .map_err(environment)?;
@@ -73,8 +80,7 @@ pub fn run(mut device: Device, args: &Provision, json: bool) -> Outcome<Report> 
         state.floors.confirm(&release);
         state.confirmed.insert(slot.clone(), release.clone());
         (state, Some(release))
-    } else if let Some(path) = &args.manifest {
-        let release = adopt(&device, &slot, path)?;
+    } else if let Some(release) = adopted {
         (State::new(slot.clone(), Some(release.clone())), Some(release))
     } else {
         (State::new(slot.clone(), None), None)

@@ -12,11 +12,12 @@ use fwmeta::json::object;
 use crate::cmd::{check, observer};
 use crate::config::Confirm;
 use crate::device::Device;
-use crate::drive::{Checked, DriveError, Next, chain};
+use crate::drive::{DriveError, Next, chain};
 use crate::failure::{Failure, Outcome};
 use crate::host::clock::random;
 use crate::host::notify::Notifier;
 use crate::host::restart::Restart;
+use crate::host::state_file::StateFile;
 use crate::machine::plan::Wish;
 use crate::machine::state::Phase;
 use crate::machine::step::Event;
@@ -94,32 +95,22 @@ fn power_on(device: &mut Device, json: bool) -> Outcome<Next> {
 
 fn cycle(device: &mut Device, json: bool) -> Result<Next, DriveError> {
     let failed = |failure: Failure| DriveError::from(PortError::environment("starting a cycle", Some(failure.error)));
-    let lock = device.lock().map_err(failed)?;
+    let _lock = device.lock().map_err(failed)?;
     let watch = observer(device, json);
     let mut driver = device.driver(watch).map_err(failed)?;
-    let updated = driver.update(&Wish::default());
-    let (checked, next) = match updated {
-        Ok((checked, next)) => (Ok::<Checked, DriveError>(checked), Ok(next)),
-        Err(error) if error.is_stop() => return Err(error),
-        Err(error) => {
-            let checked = Err(error);
-            check::remember(device, &checked);
-            drop(lock);
-            return checked.map(|_| Next::Continue);
-        }
-    };
+    let (checked, next) = driver
+        .update(&Wish::default())
+        .inspect_err(|error| check::remember_failure(device, error))?;
     check::remember(device, &checked);
-    next
+    Ok(next)
 }
 
 /// When the trial must have been confirmed by an operator; `None` when nothing waits for one.
 fn manual_deadline(device: &Device, started: Instant) -> Outcome<Option<Instant>> {
-    use crate::host::state_file::StateFile;
-    use crate::ports::StateStore;
     let Confirm::Manual { within } = device.config.confirm else {
         return Ok(None);
     };
-    let state = StateFile::new(&device.config.state_dir).load()?;
+    let state = StateFile::new(&device.config.state_dir).peek()?;
     let waiting = state.is_some_and(|state| matches!(state.phase, Phase::Trial { .. }));
     // Counted from the start of the agent: a clock may jump, and a restart spends a boot attempt anyway.
     Ok(waiting.then(|| started.checked_add(within).unwrap_or(started)))

@@ -12,7 +12,6 @@ use crate::machine::release::ReleaseRef;
 use crate::machine::slot::SlotId;
 use crate::machine::state::{Phase, State};
 use crate::output::Report;
-use crate::ports::{BootControl, StateStore};
 
 pub fn status(device: &Device) -> Outcome<Report> {
     let (state, running) = read(device)?;
@@ -63,9 +62,9 @@ pub fn explain(device: &Device) -> Outcome<Report> {
 
 fn read(device: &Device) -> Outcome<(State, SlotId)> {
     let state = StateFile::new(&device.config.state_dir)
-        .load()?
+        .peek()?
         .ok_or(DriveError::NotProvisioned)?;
-    let running = device.boot().view()?.booted.unwrap_or_else(|| state.active.clone());
+    let running = device.boot().peek()?.booted.unwrap_or_else(|| state.active.clone());
     Ok((state, running))
 }
 

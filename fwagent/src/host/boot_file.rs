@@ -50,7 +50,25 @@ impl BootFile {
         Ok(slot)
     }
 
+    /// What the agent sees of the record, for readers without the lock: unlike [`view`](BootControl::view) it never mends
+    /// a copy, because what looks degraded may be another process in the middle of a write.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    pub fn peek(&self) -> Result<BootView, PortError> {
+        Ok(self.read()?.0.view())
+    }
+
     fn load(&mut self) -> Result<BootRecord, PortError> {
+        let (record, degraded) = self.read()?;
+        if degraded {
+            self.twin.repair().map_err(failed("mending the boot record"))?;
+        }
+        Ok(record)
+    }
+
+    /// The record, and whether one copy needs to be mended.
+    fn read(&self) -> Result<(BootRecord, bool), PortError> {
         let attempt = "reading the boot record";
         match self.twin.load().map_err(failed(attempt))? {
             Loaded::Empty => Err(PortError::environment(
@@ -60,10 +78,7 @@ impl BootFile {
             Loaded::Record { payload, degraded, .. } => {
                 let record = BootRecord::decode(&payload)
                     .ok_or_else(|| PortError::environment(format!("{attempt}: it is malformed"), None))?;
-                if degraded {
-                    self.twin.repair().map_err(failed("mending the boot record"))?;
-                }
-                Ok(record)
+                Ok((record, degraded))
             }
         }
     }

@@ -8,8 +8,8 @@
 //!
 //! A cycle stages what it verifies; [`commit`](MetadataStore::commit) writes the new objects, then the record that names
 //! them. So a loss of power leaves the old generation or the new one. An object that does not match its digest makes its
-//! whole generation damaged, and the one before is used; when that is damaged too, the device starts over from the
-//! factory root, and the floors in the agent's record keep it from going back.
+//! whole generation damaged, and the one before is used; when that is damaged too, or no copy of the record can be read,
+//! the device starts over from the factory root, and the floors in the agent's record keep it from going back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -48,9 +48,6 @@ pub enum GenerationError {
     /// The record of generations is damaged.
     #[error("record of trusted metadata")]
     Record(#[from] TwinError),
-    /// The record does not say what it should.
-    #[error("record of trusted metadata is malformed")]
-    Malformed,
     /// The file system failed.
     #[error("{}", path.display())]
     Io {
@@ -71,6 +68,8 @@ pub struct GenerationStore {
     /// Objects that the staged generation has and the disk has not.
     new_objects: BTreeMap<String, Vec<u8>>,
     damaged: u32,
+    /// The record cannot be read and says nothing any more; the next commit replaces it.
+    unreadable: bool,
 }
 
 impl GenerationStore {
@@ -81,17 +80,26 @@ impl GenerationStore {
     pub fn open(dir: &Path) -> Result<Self, GenerationError> {
         let twin = Twin::new(dir.join("generation"), RECORD_BYTES);
         let mut damaged = 0;
-        let current = match twin.load()? {
-            Loaded::Empty => Generation::default(),
-            Loaded::Record {
+        let mut unreadable = false;
+        let current = match twin.load() {
+            Ok(Loaded::Empty) => Generation::default(),
+            Err(TwinError::BothDamaged { .. }) => {
+                unreadable = true;
+                Generation::default()
+            }
+            Err(error) => return Err(error.into()),
+            Ok(Loaded::Record {
                 payload,
                 degraded: torn,
                 ..
-            } => {
-                let generations = decode(&payload).ok_or(GenerationError::Malformed)?;
+            }) => {
                 if torn {
                     twin.repair()?;
                 }
+                let generations = decode(&payload).unwrap_or_else(|| {
+                    unreadable = true;
+                    Vec::new()
+                });
                 let mut whole = Generation::default();
                 for generation in generations {
                     if is_whole(dir, &generation) {
@@ -103,6 +111,7 @@ impl GenerationStore {
                 whole
             }
         };
+        damaged += u32::from(unreadable);
         fwdurable::sweep_temporaries(&dir.join("objects")).map_err(io_error(dir))?;
         Ok(Self {
             dir: dir.to_owned(),
@@ -111,6 +120,7 @@ impl GenerationStore {
             staged: None,
             new_objects: BTreeMap::new(),
             damaged,
+            unreadable,
         })
     }
 
@@ -160,6 +170,14 @@ impl GenerationStore {
             if read_object(&self.dir, sha256).is_none() {
                 fwdurable::write_file(&path, bytes).map_err(io_error(&path))?;
             }
+        }
+        if self.unreadable {
+            // A record of two copies never overwrites what it cannot read. This one kept no floor that would be forgotten.
+            for copy in ["generation.a", "generation.b"] {
+                let path = self.dir.join(copy);
+                fwdurable::remove_file(&path).map_err(io_error(&path))?;
+            }
+            self.unreadable = false;
         }
         self.twin.store(&encode(&[staged, &self.current]))?;
         let kept: BTreeSet<&String> = objects(staged).chain(objects(&self.current)).collect();

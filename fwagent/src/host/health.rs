@@ -40,8 +40,10 @@ pub struct HealthChecks {
     checks: Vec<CheckConfig>,
     manual: bool,
     stop: Arc<AtomicBool>,
-    slot_path: Box<dyn Fn(&SlotId) -> Option<PathBuf> + Send>,
+    slot_path: Box<SlotPath>,
 }
+
+type SlotPath = dyn Fn(&SlotId) -> Option<PathBuf> + Send;
 
 impl HealthChecks {
     /// These checks. With `manual` the operator has the last word: all passed means [`Health::Awaited`]. When `stop` is

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use fwdurable::twin::{Loaded, Twin, TwinError};
+use fwdurable::twin::{Loaded, Twin};
 
 use crate::machine::record::{self, RECORD_BYTES};
 use crate::machine::state::State;
@@ -21,25 +21,41 @@ impl StateFile {
             twin: Twin::new(dir.join("state"), RECORD_BYTES),
         }
     }
+
+    /// The state stored last, for readers without the lock: unlike [`load`](StateStore::load) it never mends a copy,
+    /// because what looks degraded may be another process in the middle of a write.
+    ///
+    /// # Errors
+    /// As [`load`](StateStore::load).
+    pub fn peek(&self) -> Result<Option<State>, PortError> {
+        Ok(self.read()?.map(|(state, _)| state))
+    }
+
+    /// The state, and whether one copy needs to be mended.
+    fn read(&self) -> Result<Option<(State, bool)>, PortError> {
+        let failed = |error| PortError::environment("reading the agent's record", Some(error));
+        match self.twin.load().map_err(|error| failed(error.into()))? {
+            Loaded::Empty => Ok(None),
+            Loaded::Record { payload, degraded, .. } => {
+                let state = record::decode(&payload).map_err(|error| failed(error.into()))?;
+                Ok(Some((state, degraded)))
+            }
+        }
+    }
 }
 
 impl StateStore for StateFile {
     fn load(&mut self) -> Result<Option<State>, PortError> {
-        let failed = |error: TwinError| PortError::environment("reading the agent's record", Some(error.into()));
-        match self.twin.load().map_err(failed)? {
-            Loaded::Empty => Ok(None),
-            Loaded::Record { payload, degraded, .. } => {
-                let state = record::decode(&payload)
-                    .map_err(|error| PortError::environment("reading the agent's record", Some(error.into())))?;
-                if degraded {
-                    // A floor that lives in one copy alone would be lost with it.
-                    self.twin
-                        .repair()
-                        .map_err(|error| PortError::environment("mending the agent's record", Some(error.into())))?;
-                }
-                Ok(Some(state))
-            }
+        let Some((state, degraded)) = self.read()? else {
+            return Ok(None);
+        };
+        if degraded {
+            // A floor that lives in one copy alone would be lost with it.
+            self.twin
+                .repair()
+                .map_err(|error| PortError::environment("mending the agent's record", Some(error.into())))?;
         }
+        Ok(Some(state))
     }
 
     fn store(&mut self, state: &State) -> Result<(), PortError> {

@@ -28,10 +28,7 @@ pub(super) fn replaced(path: &Path) -> Result<u64, SlotError> {
 /// Replaces the content of the file. It holds exactly the image then, read back from the medium.
 pub(super) fn write(path: &Path, mut image: ImageReader<'_>) -> Result<(), SlotError> {
     let announced = image.image();
-    let created = metadata(path)?.is_none();
-    if created {
-        fwdurable::create_dir_all(parent(path)).map_err(failed("creating", parent(path)))?;
-    }
+    fwdurable::create_dir_all(parent(path)).map_err(failed("creating", parent(path)))?;
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -56,9 +53,8 @@ pub(super) fn write(path: &Path, mut image: ImageReader<'_>) -> Result<(), SlotE
     image.finish()?;
     file.set_len(announced.size).map_err(failed("writing", path))?;
     file.sync_all().map_err(failed("writing", path))?;
-    if created {
-        fwdurable::sync_dir(parent(path)).map_err(failed("writing", parent(path)))?;
-    }
+    // Also when the file was there: an interrupted write may have created it.
+    fwdurable::sync_dir(parent(path)).map_err(failed("writing", parent(path)))?;
     drop_cache(&file);
     file.rewind().map_err(failed("reading", path))?;
     let hasher = hash(file, announced.size).map_err(failed("reading", path))?;
