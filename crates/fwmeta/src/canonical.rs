@@ -4,6 +4,8 @@
 //! result is not always JSON (control characters stay raw), so it is never stored: files are written as ordinary JSON and
 //! brought to this form for each check.
 
+use std::borrow::Cow;
+
 use crate::json::{JsonError, Node, Value};
 
 /// The canonical form of a value.
@@ -13,14 +15,18 @@ pub fn encode(value: &Value) -> Vec<u8> {
     out
 }
 
-/// The canonical form of a value within a received document.
+/// The canonical form of a value within a received document: the received bytes themselves if they have it already, as
+/// large metadata files mostly do.
 ///
 /// # Errors
 /// [`JsonError::NotAnInteger`] when it contains a number with fraction or exponent.
-pub fn encode_node(node: Node<'_>) -> Result<Vec<u8>, JsonError> {
+pub fn encode_node(node: Node<'_>) -> Result<Cow<'_, [u8]>, JsonError> {
+    if let Some(bytes) = node.canonical_bytes() {
+        return Ok(Cow::Borrowed(bytes));
+    }
     let mut out = Vec::new();
     write_node(&mut out, node)?;
-    Ok(out)
+    Ok(Cow::Owned(out))
 }
 
 fn write_value(out: &mut Vec<u8>, value: &Value) {
@@ -114,8 +120,8 @@ mod tests {
     fn canonical(text: &str) -> Result<String, JsonError> {
         let doc = Doc::parse(text.as_bytes()).unwrap();
         let bytes = encode_node(doc.root())?;
-        assert_eq!(bytes, encode(&doc.root().to_value()?), "both encoders agree");
-        Ok(String::from_utf8(bytes).unwrap())
+        assert_eq!(*bytes, encode(&doc.root().to_value()?), "both encoders agree");
+        Ok(String::from_utf8(bytes.into_owned()).unwrap())
     }
 
     #[test]
@@ -131,6 +137,24 @@ mod tests {
     fn order_is_by_code_point_not_by_utf16_unit() {
         // U+FF61 sorts after U+10000 as UTF-16 and before it as code points.
         assert_eq!(canonical(r#"{"\ud800\udc00":1,"｡":2}"#).unwrap(), "{\"｡\":2,\"𐀀\":1}");
+    }
+
+    #[test]
+    fn canonical_bytes_are_taken_as_they_are_and_no_others() {
+        for (text, taken) in [
+            (r#" {"a":[1,-2,{"b":"é\"\\"}],"c":null} "#, true),
+            (r#"{"a": 1}"#, false),
+            (r#"{"b":1,"a":2}"#, false),
+            (r#"{"a":"\/"}"#, false),
+            (r#"{"a":"\u0041"}"#, false),
+            (r#"{"a":-0}"#, false),
+            (r#"{"a\n":0}"#, false),
+        ] {
+            let doc = Doc::parse(text.as_bytes()).unwrap();
+            let bytes = encode_node(doc.root()).unwrap();
+            assert_eq!(matches!(bytes, Cow::Borrowed(_)), taken, "{text}");
+            assert_eq!(*bytes, encode(&doc.root().to_value().unwrap()), "{text}");
+        }
     }
 
     #[test]

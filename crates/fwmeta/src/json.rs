@@ -67,6 +67,8 @@ pub enum JsonError {
 pub struct Doc<'a> {
     text: &'a str,
     tape: Vec<Token>,
+    /// Whether all of it stands in its canonical form.
+    canonical: bool,
 }
 
 /// One value (or object key) of the text, in order of appearance.
@@ -245,6 +247,11 @@ impl<'d> Node<'d> {
         JsonError::NotAnInteger {
             text: self.raw().chars().take(64).collect(),
         }
+    }
+
+    /// For the canonical encoder: the bytes of an object or array that is known to stand in its canonical form already.
+    pub(crate) fn canonical_bytes(self) -> Option<&'d [u8]> {
+        (self.doc.canonical && (self.is_object() || self.is_array())).then(|| self.raw().as_bytes())
     }
 
     /// For the canonical encoder: the raw text of a string that needs no escape of any kind.

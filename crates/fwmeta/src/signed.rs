@@ -3,6 +3,7 @@
 //! Received bytes are parsed once; what was signed is the canonical form of the received `signed` object, whatever it
 //! contains, so unknown fields are covered by the signature and never lost.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use crate::json::{Doc, JsonError, Node, Value, object};
@@ -78,7 +79,7 @@ impl<'a> Envelope<'a> {
     ///
     /// # Errors
     /// [`EnvelopeError::Json`] when the object has no canonical form.
-    pub fn message(&self) -> Result<Vec<u8>, EnvelopeError> {
+    pub fn message(&self) -> Result<Cow<'_, [u8]>, EnvelopeError> {
         Ok(canonical::encode_node(self.signed())?)
     }
 }

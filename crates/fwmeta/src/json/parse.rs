@@ -17,9 +17,13 @@ pub(super) fn document(bytes: &[u8]) -> Result<Doc<'_>, JsonError> {
         bytes,
         at: 0,
         tape: Vec::with_capacity(bytes.len() / 24 + 8),
+        canonical: true,
     };
     parser.space();
+    // White space around the whole is no part of it.
+    parser.canonical = true;
     parser.value(0)?;
+    let canonical = parser.canonical;
     parser.space();
     if parser.at != bytes.len() {
         return Err(parser.expected("the end of the text"));
@@ -27,6 +31,7 @@ pub(super) fn document(bytes: &[u8]) -> Result<Doc<'_>, JsonError> {
     Ok(Doc {
         text,
         tape: parser.tape,
+        canonical,
     })
 }
 
@@ -89,6 +94,8 @@ struct Parser<'a> {
     bytes: &'a [u8],
     at: usize,
     tape: Vec<Token>,
+    /// Whether everything so far stands in its canonical form.
+    canonical: bool,
 }
 
 impl Parser<'_> {
@@ -106,6 +113,7 @@ impl Parser<'_> {
     fn space(&mut self) {
         while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
             self.at += 1;
+            self.canonical = false;
         }
     }
 
@@ -188,6 +196,8 @@ impl Parser<'_> {
             }
             self.digits()?;
         }
+        let number = &self.text[self.tape[index].start as usize..self.at];
+        self.canonical &= number != "-0" && !number.contains(['.', 'e', 'E']);
         self.close(index, self.at);
         Ok(())
     }
@@ -196,14 +206,19 @@ impl Parser<'_> {
         self.at += 1;
         let index = self.open(Kind::Plain)?;
         loop {
+            let rest = &self.bytes[self.at..];
+            let plain = rest
+                .iter()
+                .position(|byte| *byte < 0x20 || matches!(byte, b'"' | b'\\'));
+            self.at += plain.unwrap_or(rest.len());
             match self.peek() {
                 Some(b'"') => break,
                 Some(b'\\') => {
                     self.tape[index].kind = Kind::Escaped;
+                    self.canonical &= matches!(self.bytes.get(self.at + 1), Some(b'"' | b'\\'));
                     let (_, rest) = escape(&self.text[self.at + 1..]).ok_or_else(|| self.expected("a valid escape"))?;
                     self.at = self.bytes.len() - rest.len();
                 }
-                Some(0x20..) => self.at += 1,
                 Some(_) => return Err(self.expected("no raw control character in a string")),
                 None => return Err(self.expected("the end of a string")),
             }
@@ -275,21 +290,23 @@ impl Parser<'_> {
         }
     }
 
-    fn refuse_duplicates(&self, object: usize) -> Result<(), JsonError> {
+    fn keys(&self, object: usize) -> impl Iterator<Item = Cow<'_, str>> {
         let end = self.tape[object].next as usize;
-        let keys = || {
-            let mut index = object + 1;
-            std::iter::from_fn(move || {
-                let key = (index < end).then_some(index)?;
-                index = self.tape[key + 1].next as usize;
-                Some(self.key(key))
-            })
-        };
+        let mut index = object + 1;
+        std::iter::from_fn(move || {
+            let key = (index < end).then_some(index)?;
+            index = self.tape[key + 1].next as usize;
+            Some(self.key(key))
+        })
+    }
+
+    fn refuse_duplicates(&mut self, object: usize) -> Result<(), JsonError> {
         // Canonical files have sorted keys: then one comparison each is enough, and nothing is allocated.
-        if keys().is_sorted_by(|a, b| a < b) {
+        if self.keys(object).is_sorted_by(|a, b| a < b) {
             return Ok(());
         }
-        let mut sorted: Vec<_> = keys().collect();
+        self.canonical = false;
+        let mut sorted: Vec<_> = self.keys(object).collect();
         sorted.sort_unstable();
         match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
             Some(pair) => Err(JsonError::DuplicateKey {

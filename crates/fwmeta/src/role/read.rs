@@ -202,17 +202,10 @@ fn role_keys(role: Node<'_>, field: &'static str) -> Result<RoleKeys, RoleError>
     Ok(RoleKeys { keyids, threshold })
 }
 
-fn hashes(object: Node<'_>, field: &'static str) -> Result<Option<Hashes>, RoleError> {
-    match object.get("hashes") {
-        None => Ok(None),
-        Some(node) if node.is_object() => {
-            let entries = node.entries().map(|(algorithm, digest)| (algorithm, digest.as_str()));
-            Hashes::from_entries(entries)
-                .map(Some)
-                .ok_or(RoleError::Field { field })
-        }
-        Some(_) => Err(RoleError::Field { field }),
-    }
+fn read_hashes(node: Node<'_>, field: &'static str) -> Result<Hashes, RoleError> {
+    let entries = node.entries().map(|(algorithm, digest)| (algorithm, digest.as_str()));
+    // Nothing to iterate over when it is no object, and no digest then.
+    Hashes::from_entries(entries).ok_or(RoleError::Field { field })
 }
 
 fn meta_file(node: Node<'_>, field: &'static str) -> Result<MetaFile, RoleError> {
@@ -223,25 +216,36 @@ fn meta_file(node: Node<'_>, field: &'static str) -> Result<MetaFile, RoleError>
     Ok(MetaFile {
         version: positive(node, "version").map_err(|_| RoleError::Field { field })?,
         length,
-        hashes: hashes(node, field)?,
+        hashes: node
+            .get("hashes")
+            .map(|hashes| read_hashes(hashes, field))
+            .transpose()?,
         extra: extra(node, &["version", "length", "hashes"], field)?,
     })
 }
 
+/// One pass over the entries: there are tens of thousands of targets.
 fn target_file(node: Node<'_>) -> Result<TargetFile, RoleError> {
-    let field = "targets";
-    let custom = match node.get("custom") {
-        None => None,
-        Some(custom) => Some(custom.to_value().map_err(|source| RoleError::Value { field, source })?),
+    const FIELD: &str = "targets";
+    let malformed = || RoleError::Field { field: FIELD };
+    let value = |node: Node<'_>| {
+        node.to_value()
+            .map_err(|source| RoleError::Value { field: FIELD, source })
     };
+    let (mut length, mut hashes, mut custom, mut extra) = (None, None, None, BTreeMap::new());
+    for (key, entry) in node.entries() {
+        match &*key {
+            "length" => length = Some(entry.as_u64().ok_or_else(malformed)?),
+            "hashes" => hashes = Some(read_hashes(entry, FIELD)?),
+            "custom" => custom = Some(value(entry)?),
+            _ => drop(extra.insert(key.into_owned(), value(entry)?)),
+        }
+    }
     Ok(TargetFile {
-        length: node
-            .get("length")
-            .and_then(Node::as_u64)
-            .ok_or(RoleError::Field { field })?,
-        hashes: hashes(node, field)?.ok_or(RoleError::Field { field })?,
+        length: length.ok_or_else(malformed)?,
+        hashes: hashes.ok_or_else(malformed)?,
         custom,
-        extra: extra(node, &["length", "hashes", "custom"], field)?,
+        extra,
     })
 }
 
