@@ -379,8 +379,8 @@ fn a_bad_role_blocks_only_its_own_paths() {
 
 fn release_file() -> TargetFile {
     let fw = fwmeta::json::Doc::parse(
-        br#"{"product":"router","hardware":["rev-a"],"version":"1.0.0","sequence":1,"security_floor":0,
-             "channel":"stable","kind":"feature","size":1}"#,
+        br#"{"product":"router","hardware":["rev-a"],"version":"1.0.0","sequence":1,
+             "channel":"stable","size":1}"#,
     )
     .unwrap()
     .root()

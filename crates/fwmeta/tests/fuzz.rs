@@ -22,8 +22,8 @@ fn fuzz(name: &str, target: fn(&[u8])) {
     assert!(!seeds.is_empty());
     let mutations = std::env::var("FUZZ_MUTATIONS").map_or(MUTATIONS, |number| number.parse().unwrap());
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    for input in seeds.iter().cloned() {
-        run(target, &input);
+    for input in &seeds {
+        run(target, input);
     }
     for _ in 0..mutations {
         let mut input = random.choose(&seeds).clone();
