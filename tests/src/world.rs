@@ -294,6 +294,37 @@ impl World {
         Ok(())
     }
 
+    /// Lets the device's configuration name another server.
+    ///
+    /// # Errors
+    /// When it cannot be rewritten.
+    pub fn point_at(&self, url: &str) -> anyhow::Result<()> {
+        let path = self.path("device.toml");
+        let text = fs::read_to_string(&path)?;
+        let lines = text.lines().map(|line| {
+            if line.starts_with("url = ") {
+                format!("url = \"{url}\"\n")
+            } else {
+                format!("{line}\n")
+            }
+        });
+        fs::write(path, lines.collect::<String>())?;
+        Ok(())
+    }
+
+    /// Runs `fwsign`, which must succeed, at another time: so many days from now, or before now.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn sign_at(&self, days: i64, arguments: &[&str]) -> anyhow::Result<Ran> {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+        let then = i64::try_from(now.as_secs())? + days * 86_400;
+        let mut command = self.command("fwsign", arguments);
+        let ran = self.run(command.env("SOURCE_DATE_EPOCH", then.to_string()))?;
+        ensure!(ran.code == 0, "fwsign {}: {}", arguments.join(" "), ran.err);
+        Ok(ran)
+    }
+
     /// What `fwagent status --json` says.
     ///
     /// # Errors

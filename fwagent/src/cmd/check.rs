@@ -19,7 +19,7 @@ pub fn run(mut device: Device, args: &Check, json: bool) -> Outcome<Report> {
     let checked = driver
         .check(&wish)
         .inspect_err(|error| remember_failure(&device, error))?;
-    remember(&device, checked.as_ref());
+    remember(&device, &checked);
     Ok(report(&checked, &wish))
 }
 

@@ -71,6 +71,31 @@ fn a_damaged_generation_gives_way_to_the_one_before() {
 }
 
 #[test]
+fn a_record_that_cannot_be_read_is_a_new_beginning() {
+    for damaged in [&b"torn"[..], b""] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = store(dir.path());
+        put(&mut first, b"one", Some(b"root 2"));
+        first.commit().unwrap();
+        fs::write(dir.path().join("generation.a"), damaged).unwrap();
+        let mut mended = store(dir.path());
+        assert_eq!(
+            (timestamp(&mut mended).unwrap(), mended.damaged()),
+            (b"one".to_vec(), 0)
+        );
+        for copy in ["generation.a", "generation.b"] {
+            fs::write(dir.path().join(copy), damaged).unwrap();
+        }
+        let mut lost = store(dir.path());
+        assert_eq!((timestamp(&mut lost), lost.damaged()), (None, 1));
+        put(&mut lost, b"two", None);
+        lost.commit().unwrap();
+        let mut next = store(dir.path());
+        assert_eq!((timestamp(&mut next).unwrap(), next.damaged()), (b"two".to_vec(), 0));
+    }
+}
+
+#[test]
 fn objects_of_older_generations_go() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = store(dir.path());
