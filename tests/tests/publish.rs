@@ -296,7 +296,7 @@ fn a_killed_publisher_and_a_restarted_server_lose_nothing() {
     scene.release(&scene.repo(), "1.0.0", &noise(3));
     let before = scene.served();
     let mut interrupted = 0;
-    for delay in [30, 60, 120, 200, 300] {
+    for delay in [0, 30, 60, 120, 200, 300] {
         let (url, token) = (scene.url(), scene.path("token"));
         let mut child = Command::new(binary("fwsign"))
             .args([
