@@ -189,10 +189,10 @@ pub fn tuf(args: &[&str], clock: Option<&str>) -> Output {
     command.output().unwrap()
 }
 
-/// Where Debian and its relatives install libfaketime, or what `FAKETIME_LIBRARY` says.
+/// Where Debian and its relatives install libfaketime, or what `FAKETIME_LIBRARY` says; `None` when it is not there.
 pub fn faketime_library() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("FAKETIME_LIBRARY") {
-        return Some(path.into());
+        return Some(PathBuf::from(path)).filter(|path| path.exists());
     }
     let dirs = std::fs::read_dir("/usr/lib").ok()?;
     dirs.flatten()
