@@ -165,15 +165,7 @@ impl Scene {
     /// # Errors
     /// When it cannot be read.
     pub fn device(&self) -> anyhow::Result<Files> {
-        let mut files = Files::new();
-        let root = self.world.path("device");
-        if root.exists() {
-            list(&root, "", &mut files)?;
-        }
-        files.retain(|path, _| {
-            !(path.ends_with(".lock") || path.ends_with("last-check.json") || path.starts_with("/state/downloads"))
-        });
-        Ok(files)
+        files_of(&self.world.path("device"))
     }
 
     /// The verdict that the last check reached about a version, out of `explain`.
@@ -266,6 +258,21 @@ impl Scene {
 
 /// Files by path.
 pub type Files = BTreeMap<String, String>;
+
+/// Every file of a device in `root` by its path, with its digest; without locks, notes for people and downloads.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn files_of(root: &Path) -> anyhow::Result<Files> {
+    let mut files = Files::new();
+    if root.exists() {
+        list(root, "", &mut files)?;
+    }
+    files.retain(|path, _| {
+        !(path.ends_with(".lock") || path.ends_with("last-check.json") || path.starts_with("/state/downloads"))
+    });
+    Ok(files)
+}
 
 /// Names the files that differ, if any.
 ///

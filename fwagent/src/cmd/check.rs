@@ -1,5 +1,6 @@
 //! `fwagent check`: what would be installed and why; and the note of the last check that `explain` shows.
 
+use fwmeta::client::ClientError;
 use fwmeta::json::{Value, object};
 
 use crate::cli::Check;
@@ -53,7 +54,13 @@ pub fn report(checked: &Checked, wish: &Wish) -> Report {
         (None, Some(asked)) if !checked.considered.iter().any(|one| one.version == *asked) => {
             (Code::Nothing, format!("the repository has no version {asked}"))
         }
-        _ => (Code::Nothing, "nothing to install".to_owned()),
+        _ => match unseen(&checked.problems) {
+            None => (Code::Nothing, "nothing to install".to_owned()),
+            Some(code) => (
+                code,
+                "nothing to install is visible: a part of the repository was left out".to_owned(),
+            ),
+        },
     };
     let problems: Vec<_> = checked.problems.iter().map(|error| chain(error)).collect();
     Report {
@@ -61,6 +68,17 @@ pub fn report(checked: &Checked, wish: &Wish) -> Report {
         json,
         code,
     }
+}
+
+/// The code when a role was left out: an update may be in it, so that nobody can say that there is none. One release
+/// whose data are not understood is only that release.
+fn unseen(problems: &[ClientError]) -> Option<Code> {
+    let mut roles = problems
+        .iter()
+        .filter(|problem| !matches!(problem, ClientError::Custom { .. }));
+    let first = roles.next()?;
+    let refused = first.is_refusal() || roles.any(ClientError::is_refusal);
+    Some(if refused { Code::Refused } else { Code::Environment })
 }
 
 fn lines(considered: &[Considered], problems: &[String]) -> String {

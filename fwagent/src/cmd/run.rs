@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use fwmeta::client::ClientError;
 use fwmeta::json::object;
 
 use crate::cmd::{check, observer};
@@ -98,11 +99,16 @@ fn cycle(device: &mut Device, json: bool) -> Result<Next, DriveError> {
     let _lock = device.lock().map_err(failed)?;
     let watch = observer(device, json);
     let mut driver = device.driver(watch).map_err(failed)?;
-    let (checked, next) = driver
+    let (mut checked, next) = driver
         .update(&Wish::default())
         .inspect_err(|error| check::remember_failure(device, error))?;
     check::remember(device, &checked);
-    Ok(next)
+    // A role that could not be had may hold the update: then this poll is repeated soon, or when the server says.
+    let unavailable = |problem: &ClientError| matches!(problem, ClientError::Fetch { .. });
+    match checked.problems.iter().position(unavailable) {
+        Some(at) if checked.offer.is_none() => Err(checked.problems.swap_remove(at).into()),
+        _ => Ok(next),
+    }
 }
 
 /// When the trial must have been confirmed by an operator; `None` when nothing waits for one.

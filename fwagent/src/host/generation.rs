@@ -165,6 +165,9 @@ impl GenerationStore {
         let Some(staged) = &self.staged else {
             return Ok(());
         };
+        // The directory may have been lost with what was in it.
+        let objects_dir = self.dir.join("objects");
+        fwdurable::create_dir_all(&objects_dir).map_err(io_error(&objects_dir))?;
         for (sha256, bytes) in &self.new_objects {
             let path = object_path(&self.dir, sha256);
             if read_object(&self.dir, sha256).is_none() {
