@@ -96,6 +96,10 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         path: config.repo.display().to_string(),
         source,
     };
+    if config.publish.is_some() {
+        // The first publication may find nothing: a new server starts empty.
+        fwdurable::create_dir_all(&config.repo).map_err(repository_error)?;
+    }
     if !std::fs::metadata(&config.repo).map_err(repository_error)?.is_dir() {
         return Err(repository_error(io::ErrorKind::NotADirectory.into()));
     }
