@@ -13,6 +13,7 @@
 //! and what time it is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::error::Error;
 
 use crate::delegation::DelegatedRole;
@@ -75,6 +76,28 @@ impl<C: Cache + ?Sized> Cache for &mut C {
 
     fn remove(&mut self, role: &RoleName) -> Result<(), Self::Error> {
         (**self).remove(role)
+    }
+}
+
+/// Metadata in memory: for whoever judges a repository without being a device.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemoryCache(pub BTreeMap<RoleName, Vec<u8>>);
+
+impl Cache for MemoryCache {
+    type Error = Infallible;
+
+    fn load(&mut self, role: &RoleName) -> Result<Option<Vec<u8>>, Infallible> {
+        Ok(self.0.get(role).cloned())
+    }
+
+    fn store(&mut self, role: &RoleName, bytes: &[u8]) -> Result<(), Infallible> {
+        self.0.insert(role.clone(), bytes.to_owned());
+        Ok(())
+    }
+
+    fn remove(&mut self, role: &RoleName) -> Result<(), Infallible> {
+        self.0.remove(role);
+        Ok(())
     }
 }
 
