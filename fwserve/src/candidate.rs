@@ -5,12 +5,11 @@
 //! are there, and which of the offered files the candidate consists of. It changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use fwmeta::client::{Cache, Client, ClientError, Fetch, Refreshed};
+use fwmeta::client::{Client, ClientError, Fetch, MemoryCache, Refreshed};
 use fwmeta::layout;
 use fwmeta::role::{RoleName, Root};
 use fwmeta::target::{Hasher, MismatchError, TargetFile, TargetPath, TargetPathError};
@@ -20,6 +19,9 @@ use fwmeta::{hex, limits};
 
 use crate::routes;
 use crate::uploads::Uploads;
+
+/// A time at which nothing has expired.
+const BEFORE_EVERYTHING: UtcSeconds = UtcSeconds(i64::MIN);
 
 /// Why a candidate is refused.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +159,7 @@ impl Candidate<'_> {
         let known_timestamp = trusted.get(&RoleName::timestamp()).cloned();
         let overlay = Overlay::new(self, true);
         let refused = CandidateError::Refused;
-        let mut client = Client::new(overlay, Memory(trusted), &newest, now).map_err(refused)?;
+        let mut client = Client::new(overlay, MemoryCache(trusted), &newest, now).map_err(refused)?;
         let refreshed = client.refresh().map_err(refused)?;
         if !client.trusted().root().consistent_snapshot {
             return Err(CandidateError::NotConsistent);
@@ -167,13 +169,17 @@ impl Candidate<'_> {
         if refreshed == Refreshed::Unchanged && offered != known_timestamp {
             return Err(CandidateError::SameVersion { version });
         }
-        let mut reached = BTreeSet::new();
-        for (role, targets) in client.load_all().map_err(refused)? {
+        let mut reached = std::mem::take(&mut client.fetcher().reached);
+        // An expired product blocks its own releases on devices; it must not keep others from publishing theirs.
+        let overlay = Overlay::new(self, true);
+        let mut all = Client::new(overlay, MemoryCache::default(), &newest, BEFORE_EVERYTHING).map_err(refused)?;
+        all.refresh().map_err(refused)?;
+        for (role, targets) in all.load_all().map_err(refused)? {
             for (path, file) in &targets.targets {
                 self.check_target(&role, path, file, &mut reached)?;
             }
         }
-        reached.append(&mut client.fetcher().reached);
+        reached.append(&mut all.fetcher().reached);
         self.old_roots(&anchor, &mut reached)?;
         reached.retain(|name| self.files.contains_key(name));
         Ok(Verified { version, reached })
@@ -197,9 +203,8 @@ impl Candidate<'_> {
         if !self.dir.join("metadata/timestamp.json").exists() {
             return Ok(BTreeMap::new());
         }
-        let before_everything = UtcSeconds(i64::MIN);
-        let memory = Memory(BTreeMap::new());
-        let mut client = Client::new(Overlay::new(self, false), memory, anchor, before_everything)
+        let memory = MemoryCache::default();
+        let mut client = Client::new(Overlay::new(self, false), memory, anchor, BEFORE_EVERYTHING)
             .map_err(CandidateError::Published)?;
         client.refresh().map_err(CandidateError::Published)?;
         Ok(client.into_parts().1.0)
@@ -393,26 +398,5 @@ impl Fetch for Overlay<'_> {
         }
         self.reached.insert(name);
         Ok(bytes)
-    }
-}
-
-/// What a device holds.
-struct Memory(BTreeMap<RoleName, Vec<u8>>);
-
-impl Cache for Memory {
-    type Error = Infallible;
-
-    fn load(&mut self, role: &RoleName) -> Result<Option<Vec<u8>>, Infallible> {
-        Ok(self.0.get(role).cloned())
-    }
-
-    fn store(&mut self, role: &RoleName, bytes: &[u8]) -> Result<(), Infallible> {
-        self.0.insert(role.clone(), bytes.to_owned());
-        Ok(())
-    }
-
-    fn remove(&mut self, role: &RoleName) -> Result<(), Infallible> {
-        self.0.remove(role);
-        Ok(())
     }
 }

@@ -7,14 +7,14 @@ use std::fs::File;
 use std::io::Read;
 
 use anyhow::Context;
-use fwmeta::client::{Client, Fetch, Refreshed};
+use fwmeta::client::{Client, Fetch, MemoryCache, Refreshed};
 use fwmeta::role::RoleName;
 use fwmeta::target::{Hasher, TargetFile, TargetPath};
 use fwmeta::time::UtcSeconds;
 use fwmeta::{layout, limits};
 
 use crate::failure::{Outcome, judged};
-use crate::repo_dir::{BEFORE_EVERYTHING, Known, RepoDir};
+use crate::repo_dir::{BEFORE_EVERYTHING, RepoDir};
 use crate::second_opinion::{Expiry, SecondOpinion};
 
 /// What is to be judged, and from where.
@@ -25,7 +25,7 @@ pub struct Case<'a> {
     /// The root that devices trust.
     pub anchor: &'a [u8],
     /// What devices know that have followed the repository so far.
-    pub known: Known,
+    pub known: MemoryCache,
     /// Reference time.
     pub now: UtcSeconds,
     /// Whether `tough`, which reads the clock itself, is to enforce expiry.
@@ -77,7 +77,7 @@ impl Case<'_> {
                  newer one with `fwsign refresh`"
             );
         }
-        let mut all = Client::new(source, Known::default(), self.anchor, BEFORE_EVERYTHING)?;
+        let mut all = Client::new(source, MemoryCache::default(), self.anchor, BEFORE_EVERYTHING)?;
         all.refresh()?;
         let expired = all
             .load_all()?

@@ -15,7 +15,7 @@ use std::io;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use fwmeta::client::{Client, Fetch};
+use fwmeta::client::{Client, Fetch, MemoryCache};
 use fwmeta::key::KeyId;
 use fwmeta::role::{RoleName, Root, Snapshot, Targets, Timestamp};
 use fwmeta::target::{TargetFile, TargetPath};
@@ -27,7 +27,7 @@ use crate::clock;
 use crate::example_keys;
 use crate::failure::{Outcome, judged, refused};
 use crate::judge::{self, Case};
-use crate::repo_dir::{BEFORE_EVERYTHING, DirSource, Known, METADATA, RepoDir, TARGETS, root_name};
+use crate::repo_dir::{BEFORE_EVERYTHING, DirSource, METADATA, RepoDir, TARGETS, root_name};
 use crate::second_opinion::Expiry;
 use crate::writer::target_names;
 
@@ -149,7 +149,7 @@ impl Publication {
             source: source.source(),
             seen: BTreeMap::new(),
         };
-        let mut client = Client::new(recorder, Known::default(), &anchor, BEFORE_EVERYTHING)?;
+        let mut client = Client::new(recorder, MemoryCache::default(), &anchor, BEFORE_EVERYTHING)?;
         client.refresh()?;
         let mut targets = BTreeMap::new();
         let roles: Vec<Targets> = client.load_all()?.into_values().cloned().collect();
@@ -278,7 +278,7 @@ struct Published {
     /// Its newest root.
     root: Vec<u8>,
     /// What a device knows that has followed it, whenever that was.
-    known: Known,
+    known: MemoryCache,
 }
 
 impl Published {
@@ -289,7 +289,7 @@ impl Published {
         }
         let anchor = repo.oldest_root()?;
         let follow = || -> anyhow::Result<Self> {
-            let mut client = Client::new(repo.source(), Known::default(), &anchor, BEFORE_EVERYTHING)?;
+            let mut client = Client::new(repo.source(), MemoryCache::default(), &anchor, BEFORE_EVERYTHING)?;
             client.refresh()?;
             client.load_all()?;
             let known = client.into_parts().1;

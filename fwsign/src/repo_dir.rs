@@ -7,13 +7,12 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use fwmeta::client::{Cache, Client, ClientError, Fetch};
+use fwmeta::client::{Client, ClientError, Fetch, MemoryCache};
 use fwmeta::key::{KeyId, PublicKey};
 use fwmeta::role::{RoleKeys, RoleName, Root, Snapshot, Targets, Timestamp};
 use fwmeta::target::{TargetFile, TargetPath};
@@ -72,10 +71,6 @@ pub struct DirSource {
     metadata: PathBuf,
 }
 
-/// What a client knows when it begins, and what it learns. Empty for whoever starts from a root alone.
-#[derive(Debug, Clone, Default)]
-pub struct Known(pub BTreeMap<RoleName, Vec<u8>>);
-
 impl Fetch for DirSource {
     type Error = io::Error;
 
@@ -84,24 +79,6 @@ impl Fetch for DirSource {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             other => other.map(Some),
         }
-    }
-}
-
-impl Cache for Known {
-    type Error = Infallible;
-
-    fn load(&mut self, role: &RoleName) -> Result<Option<Vec<u8>>, Infallible> {
-        Ok(self.0.get(role).cloned())
-    }
-
-    fn store(&mut self, role: &RoleName, bytes: &[u8]) -> Result<(), Infallible> {
-        self.0.insert(role.clone(), bytes.to_owned());
-        Ok(())
-    }
-
-    fn remove(&mut self, role: &RoleName) -> Result<(), Infallible> {
-        self.0.remove(role);
-        Ok(())
     }
 }
 
@@ -193,7 +170,7 @@ impl RepoDir {
     /// # Errors
     /// [`ClientError`].
     pub fn load(&self, anchor: &[u8], now: UtcSeconds) -> Result<Current, ClientError> {
-        let mut client = Client::new(self.source(), Known::default(), anchor, now)?;
+        let mut client = Client::new(self.source(), MemoryCache::default(), anchor, now)?;
         client.refresh()?;
         let targets = client
             .load_all()?

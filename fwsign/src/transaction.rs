@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use fwmeta::client::MemoryCache;
 use fwmeta::key::{KeyId, PublicKey};
 use fwmeta::layout::metadata_name;
 use fwmeta::role::{MetaFile, RoleKeys, RoleName, Root, Targets};
@@ -16,7 +17,7 @@ use crate::clock;
 use crate::failure::Outcome;
 use crate::judge::{self, Case};
 use crate::release::{self, Lifetimes};
-use crate::repo_dir::{Current, Known};
+use crate::repo_dir::Current;
 use crate::second_opinion::Expiry;
 use crate::signer::Keyring;
 use crate::writer::Writer;
@@ -135,7 +136,7 @@ impl<'a> Transaction<'a> {
         let case = Case {
             candidate: self.writer.candidate(),
             anchor,
-            known: Known::default(),
+            known: MemoryCache::default(),
             now: self.now,
             // `tough` knows the clock only, by which metadata signed at SOURCE_DATE_EPOCH may have expired.
             expiry: match clock::fixed()? {

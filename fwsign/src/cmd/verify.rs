@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, anyhow};
-use fwmeta::client::Client;
+use fwmeta::client::{Client, MemoryCache};
 use fwmeta::json::object;
 use fwmeta::limits;
 use fwmeta::role::{RoleName, Targets};
@@ -16,7 +16,7 @@ use crate::clock;
 use crate::failure::{Failure, Outcome, judged_code, refused, usage};
 use crate::judge::check_file;
 use crate::output::Report;
-use crate::repo_dir::{Known, RepoDir};
+use crate::repo_dir::RepoDir;
 use crate::second_opinion::{Expiry, SecondOpinion};
 
 /// Of root, timestamp, snapshot and top-level targets.
@@ -108,7 +108,7 @@ fn compare(ours: anyhow::Result<(Versions, usize)>, theirs: anyhow::Result<Versi
 }
 
 fn judge(repo: &RepoDir, anchor: &[u8], now: UtcSeconds) -> anyhow::Result<(Versions, TargetList)> {
-    let mut client = Client::new(repo.source(), Known::default(), anchor, now)?;
+    let mut client = Client::new(repo.source(), MemoryCache::default(), anchor, now)?;
     client.refresh()?;
     let mut paths = BTreeSet::new();
     for targets in client.load_all()?.values() {
