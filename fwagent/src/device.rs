@@ -146,6 +146,10 @@ impl Device {
         states: Box<dyn StateStore>,
         health: Box<dyn HealthCheck>,
     ) -> Outcome<HostDriver> {
+        // What a loss of power left of writes. Whoever writes here holds the lock that the caller holds.
+        let dir = &self.config.state_dir;
+        fwdurable::sweep_temporaries(dir)
+            .map_err(|error| PortError::environment(format!("cleaning {}", dir.display()), Some(error.into())))?;
         let metadata = GenerationStore::open(&self.metadata_dir())
             .map_err(|error| PortError::environment("opening the trusted metadata", Some(error.into())))?;
         if metadata.damaged() > 0 {

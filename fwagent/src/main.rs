@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use fwagent::cli::{Cli, Command};
+use fwagent::failure::{Code, Failure};
 use fwagent::output;
 
 fn main() -> ExitCode {
@@ -18,10 +19,15 @@ fn run() -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let code = if error.use_stderr() { 2 } else { 0 };
-            // Nothing can be done about a closed terminal.
-            let _ = error.print();
-            return code;
+            if !error.use_stderr() || !std::env::args_os().any(|argument| argument == "--json") {
+                // Nothing can be done about a closed terminal.
+                let _ = error.print();
+                return if error.use_stderr() { 2 } else { 0 };
+            }
+            let text = error.render().to_string();
+            let message = text.trim().trim_start_matches("error: ").to_owned();
+            output::failure(&Failure::new(Code::Usage, message), true);
+            return Code::Usage as u8;
         }
     };
     if let Command::Tuf(args) = &cli.command {

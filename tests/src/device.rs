@@ -72,6 +72,18 @@ impl Scene {
         Ok(scene)
     }
 
+    /// Replaces a text in the device's configuration.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn edit(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        let path = self.world.path("device.toml");
+        let text = fs::read_to_string(&path)?;
+        ensure!(text.contains(from), "the configuration has no {from:?}");
+        fs::write(path, text.replace(from, to))?;
+        Ok(())
+    }
+
     /// Runs `fwagent`, which must end with this code.
     ///
     /// # Errors
@@ -399,6 +411,14 @@ impl Agent {
         // It may have ended by itself.
         let _ = self.child.kill();
         Ok(self.child.wait()?)
+    }
+
+    /// Whether it has ended.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn has_ended(&mut self) -> anyhow::Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
     }
 
     /// Waits for its end.

@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 /// How an object is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub enum Lie {
     Status(u16, &'static str),
     /// With so many of its bytes, of which all were promised.
     CutAfter(usize),
+    /// With what it is, a little at a time.
+    Drip,
     /// With bytes without end.
     Endless,
     /// With a redirect to itself.
@@ -133,7 +136,7 @@ fn answer(mut stream: TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
                 stream.write_all(&[b' '; 4096])?;
             }
         }
-        lie @ (None | Some(Lie::CutAfter(_))) => {
+        lie @ (None | Some(Lie::CutAfter(_) | Lie::Drip)) => {
             let Ok(bytes) = std::fs::read(file) else {
                 return stream.write_all(head("404 Not Found", "Content-Length: 0\r\n").as_bytes());
             };
@@ -154,6 +157,13 @@ fn answer(mut stream: TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
                 Some(Lie::CutAfter(length)) => length.saturating_sub(start).min(part.len()),
                 _ => part.len(),
             };
+            if lie == Some(Lie::Drip) {
+                for drop in part.chunks(1024) {
+                    stream.write_all(drop)?;
+                    thread::sleep(Duration::from_millis(20));
+                }
+                return Ok(());
+            }
             stream.write_all(&part[..sent])
         }
     }

@@ -2,11 +2,16 @@
 //! controls.
 
 use std::fs;
+use std::io;
+use std::path::Path;
 
 use anyhow::ensure;
 use fwtests::device::{CHECK, Files, Health, Scene, same};
 use fwtests::lie_server::{Lie, LieServer};
 use fwtests::world::Slots;
+
+/// Spoils the directory of trusted metadata.
+type Damage = fn(&Path) -> io::Result<()>;
 
 /// What runs, what is recorded and what would boot: everything but the trusted metadata.
 fn without_metadata(scene: &Scene) -> anyhow::Result<Files> {
@@ -351,7 +356,7 @@ fn a_replayed_repository_is_refused_also_when_the_metadata_are_lost() -> anyhow:
 
     let metadata = scene.world.path("device/state/metadata");
     scene.world.copy("device/state/metadata", "metadata-kept")?;
-    let damages: [(&str, fn(&std::path::Path) -> std::io::Result<()>); 4] = [
+    let damages: [(&str, Damage); 4] = [
         ("objects flipped", |metadata| {
             for entry in fs::read_dir(metadata.join("objects"))? {
                 let path = entry?.path();

@@ -112,7 +112,9 @@ impl GenerationStore {
             }
         };
         damaged += u32::from(unreadable);
-        fwdurable::sweep_temporaries(&dir.join("objects")).map_err(io_error(dir))?;
+        for swept in [dir, &dir.join("objects")] {
+            fwdurable::sweep_temporaries(swept).map_err(io_error(swept))?;
+        }
         Ok(Self {
             dir: dir.to_owned(),
             twin,

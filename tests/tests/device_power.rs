@@ -1,0 +1,197 @@
+//! A device whose agent is killed at any moment, again and again: it always boots what its record says, its floors never
+//! fall, and left alone it ends on the newest release.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use fwtests::device::{Agent, CHECK, Health, Scene, files_of, noise};
+use fwtests::world::Slots;
+use serde_json::Value;
+
+/// Times that the agent is killed in one test.
+const KILLS: u32 = 45;
+/// A release appears every so many kills.
+const PER_RELEASE: u32 = 5;
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit.max(1)
+    }
+}
+
+#[test]
+fn directory_slots_survive_kills_at_any_moment() -> anyhow::Result<()> {
+    let seed = 1;
+    storm(Slots::Dirs, seed).with_context(|| format!("seed {seed}"))
+}
+
+#[test]
+fn file_slots_survive_kills_at_any_moment() -> anyhow::Result<()> {
+    let seed = 3;
+    storm(Slots::Files, seed).with_context(|| format!("seed {seed}"))
+}
+
+fn storm(slots: Slots, seed: u64) -> anyhow::Result<()> {
+    let check = match slots {
+        Slots::Dirs => CHECK,
+        // An image brings no check; a bad one is known by a byte.
+        Slots::Files => {
+            "\n[[health.check]]\nname = \"byte\"\ncommand = [\"sh\", \"-c\", \"! tail -c 3 \\\"$0\\\" | grep -q bad\", \
+             \"{slot}\"]\n"
+        }
+    };
+    let scene = Scene::provisioned(slots, &format!("{check}\n[boot]\nattempts = 4\n"))?;
+    let mut random = Random(seed);
+    let mut floors = scene.world.status()?["floors"].clone();
+    let mut published = 0;
+    let mut ends: BTreeMap<String, u32> = BTreeMap::new();
+    let mut agents = 0;
+    for kill in 0..KILLS {
+        if kill % PER_RELEASE == 0 {
+            published += 1;
+            publish(&scene, slots, &format!("1.{published}.0"), published % 3 == 0)?;
+        }
+        let context = || format!("kill {kill}, after {ends:?}");
+        let slot = scene.boot().with_context(context)?;
+        let status = sound(&scene, slots, &slot, &mut floors).with_context(context)?;
+        let command = match random.below(10) {
+            0 => "boot",
+            1 => "rollback",
+            2 | 3 => "install",
+            _ => "run",
+        };
+        agents += 1;
+        let mut agent = Agent::start(&mut scene.world.agent_command(&["--json", command]))?;
+        wait_a_little(&mut agent, &mut random)?;
+        agent.kill()?;
+        let phase = status["phase"].as_str().unwrap_or_default();
+        *ends.entry(phase.to_owned()).or_default() += 1;
+    }
+    ensure!(
+        agents == KILLS && ends.len() > 1,
+        "the agent was killed in one phase only: {ends:?}"
+    );
+
+    // Left alone: the newest may be one that the kills have cost all its attempts, so that there is a newer one.
+    let newest = "2.0.0";
+    publish(&scene, slots, newest, false)?;
+    let device = scene.switch_on()?;
+    scene.rests_on(newest).with_context(|| format!("after {ends:?}"))?;
+    device.stop()?;
+    let slot = scene.boot()?;
+    let status = sound(&scene, slots, &slot, &mut floors)?;
+    ensure!(
+        status["running_release"]["version"] == newest && status["last"]["result"] == "confirmed",
+        "{status}"
+    );
+    let left: Vec<_> = files_of(&scene.world.path("device"))?
+        .into_keys()
+        .filter(|path| path.contains(".tmp-") || path.ends_with("/.new") || path.contains(".partial"))
+        .collect();
+    ensure!(left.is_empty(), "left over: {left:?}");
+    Ok(())
+}
+
+/// Half of the time until it has said something, half of the time for any time: so that a slow machine reaches all
+/// phases too.
+fn wait_a_little(agent: &mut Agent, random: &mut Random) -> anyhow::Result<()> {
+    let lines = random.below(16);
+    let start = Instant::now();
+    let limit = Duration::from_secs(2);
+    if random.below(2) == 0 {
+        while (agent.said().len() as u64) < lines && start.elapsed() < limit && !agent.has_ended()? {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_micros(random.below(4000)));
+    } else {
+        std::thread::sleep(Duration::from_micros(random.below(300_000)));
+    }
+    Ok(())
+}
+
+fn publish(scene: &Scene, slots: Slots, version: &str, bad: bool) -> anyhow::Result<()> {
+    match slots {
+        Slots::Dirs => {
+            let health = if bad { Health::Bad } else { Health::Good };
+            scene.publish_tree(version, health, &[])?;
+        }
+        Slots::Files => {
+            let image = scene.world.path(&format!("{version}.img"));
+            let mut bytes = noise(version, 300_000);
+            bytes.extend_from_slice(if bad { b"bad" } else { b"ok" });
+            fs::write(&image, bytes)?;
+            scene.world.release(version, &image, &[])?;
+            scene.world.publish()?;
+        }
+    }
+    Ok(())
+}
+
+/// What was booted is, byte for byte, what the record says; no floor has fallen.
+fn sound(scene: &Scene, slots: Slots, slot: &str, floors: &mut Value) -> anyhow::Result<Value> {
+    let status = scene.world.status()?;
+    ensure!(status["running"] == slot, "{slot} was booted: {status}");
+    let version = status["running_release"]["version"].as_str();
+    let version = version.with_context(|| format!("slot {slot} was booted, which holds nothing: {status}"))?;
+    match slots {
+        Slots::Dirs => {
+            let held = fs::canonicalize(scene.world.path(&format!("device/slot-{slot}/current")))?;
+            let built = scene.world.path(&format!("build/{version}"));
+            ensure!(files_of(&held)? == files_of(&built)?, "slot {slot} is not {version}");
+        }
+        Slots::Files => {
+            let held = read(&scene.world.path(&format!("device/slot-{slot}.img")))?;
+            let built = read(&scene.world.path(&format!("{version}.img")))?;
+            ensure!(held == built, "slot {slot} is not {version}");
+        }
+    }
+    ensure!(
+        at_least(&status["floors"], floors),
+        "floors fell from {floors} to {}",
+        status["floors"]
+    );
+    *floors = status["floors"].clone();
+    Ok(status)
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    fs::read(path).with_context(|| path.display().to_string())
+}
+
+fn at_least(now: &Value, before: &Value) -> bool {
+    let number = |value: &Value| value.as_u64().unwrap_or_default();
+    let component = |floors: &Value, field: &str| number(&floors["components"][0][field]);
+    let metadata = |role: &str| number(&now[role]["version"]) >= number(&before[role]["version"]);
+    number(&now["root"]) >= number(&before["root"])
+        && metadata("timestamp")
+        && metadata("snapshot")
+        && now["time"].as_str() >= before["time"].as_str()
+        && component(now, "sequence") >= component(before, "sequence")
+        && component(now, "security") >= component(before, "security")
+}
+
+#[test]
+fn floors_are_compared_as_numbers() -> anyhow::Result<()> {
+    let floors = |sequence: u64, timestamp: u64| {
+        serde_json::json!({
+            "components": [{"sequence": sequence, "security": 0}],
+            "root": 1,
+            "timestamp": {"version": timestamp},
+            "snapshot": {"version": 1},
+            "time": "2030-01-01T00:00:00Z",
+        })
+    };
+    ensure!(at_least(&floors(10, 10), &floors(9, 9)));
+    ensure!(!at_least(&floors(9, 10), &floors(10, 9)) && !at_least(&floors(10, 9), &floors(9, 10)));
+    Ok(())
+}
