@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use fwtests::bins::binary;
 use tempfile::TempDir;
@@ -285,6 +286,34 @@ fn rollback_forks_and_strangers_are_refused_and_nothing_changes() {
     scene
         .publish(&scene.repo(), &[])
         .expect_error(3, "does not accept the token");
+    assert!(scene.served() == before);
+}
+
+#[test]
+fn an_expired_product_keeps_nobody_else_from_publishing() {
+    let mut scene = Scene::new();
+    scene.serve();
+    scene.release(&scene.repo(), "1.0.0", b"one");
+    scene.publish(&scene.repo(), &[]).expect(0);
+    let ten_days_ago = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() - 10 * 86_400;
+    let refreshed = |extra: &[&str]| {
+        let output = Command::new(binary("fwsign"))
+            .args(["refresh", text(&scene.repo()), "--keys-dir", text(scene.dir.path())])
+            .args(["--timestamp-days", "100", "--snapshot-days", "100"])
+            .args(extra)
+            .env("SOURCE_DATE_EPOCH", ten_days_ago.to_string())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    refreshed(&["--role", "router", "--product-days", "1"]);
+    scene.publish(&scene.repo(), &[]).expect(0);
+    let status = run("fwsign", &["status", text(&scene.repo())]).expect(1);
+    assert!(status.stdout.contains("router"), "{}", status.stdout);
+    // Positive control: an expired role that everybody needs is refused.
+    let before = scene.served();
+    refreshed(&["--role", "targets", "--targets-days", "1"]);
+    scene.publish(&scene.repo(), &[]).expect_error(1, "expired");
     assert!(scene.served() == before);
 }
 
