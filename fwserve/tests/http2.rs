@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
+#[path = "../../tests/src/tools.rs"]
+mod tools;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -115,14 +117,10 @@ fn http2_without_tls() {
 #[test]
 fn tls_negotiates_both_protocols() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(files) = certificate(dir.path()) else {
-        let required = ["CI", "FWTESTS_REQUIRE_TOOLS"]
-            .iter()
-            .any(|name| std::env::var_os(name).is_some());
-        assert!(!required, "openssl is required");
-        eprintln!("SKIPPED: no openssl to make a certificate");
+    let Some(openssl) = tools::program("openssl") else {
         return;
     };
+    let files = certificate(&openssl, dir.path());
     let trusted = files.certificates.clone();
     let repo = dir.path().join("repo");
     fs::create_dir(&repo).unwrap();
@@ -171,9 +169,9 @@ async fn handshake(address: SocketAddr, trusted: &Path, protocol: &str) -> tokio
     stream
 }
 
-fn certificate(dir: &Path) -> Option<TlsFiles> {
+fn certificate(openssl: &Path, dir: &Path) -> TlsFiles {
     let (certificates, key): (PathBuf, PathBuf) = (dir.join("cert.pem"), dir.join("key.pem"));
-    let made = Command::new("openssl")
+    let made = Command::new(openssl)
         .args("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost".split(' '))
         .args("-addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:localhost".split(' '))
         .arg("-keyout")
@@ -182,6 +180,6 @@ fn certificate(dir: &Path) -> Option<TlsFiles> {
         .arg(&certificates)
         .stderr(Stdio::null())
         .status();
-    made.is_ok_and(|status| status.success())
-        .then_some(TlsFiles { certificates, key })
+    assert!(made.unwrap().success());
+    TlsFiles { certificates, key }
 }

@@ -7,5 +7,6 @@ pub mod measure;
 pub mod repo_sim;
 pub mod sim_device;
 pub mod sim_server;
+pub mod tools;
 pub mod vectors;
 pub mod world;

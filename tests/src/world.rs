@@ -34,6 +34,8 @@ pub enum Slots {
 pub struct World {
     dir: PathBuf,
     port: u16,
+    /// Certificate and key of the server, when it speaks TLS.
+    tls: Option<(String, String)>,
     server: Option<Child>,
 }
 
@@ -79,6 +81,7 @@ impl World {
         Ok(Self {
             dir: dir.to_owned(),
             port,
+            tls: None,
             server: None,
         })
     }
@@ -90,7 +93,13 @@ impl World {
 
     /// URL of the server.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
+    }
+
+    /// Lets the server speak TLS from its next start on, with files of the world.
+    pub fn use_tls(&mut self, certificate: &str, key: &str) {
+        self.tls = Some((certificate.to_owned(), key.to_owned()));
     }
 
     /// Runs `fwsign` in the world's directory.
@@ -237,6 +246,9 @@ impl World {
                 "access.log",
             ],
         );
+        if let Some((certificate, key)) = &self.tls {
+            command.args(["--tls-cert", certificate, "--tls-key", key]);
+        }
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
         let mut line = String::new();
         if let Some(out) = child.stdout.take() {

@@ -1,8 +1,9 @@
 //! Expiry of each role, also under a clock that libfaketime shifts, as the public suite does it.
 
 use fwtests::repo_sim::RepoSim;
+use fwtests::tools::skip;
 
-use crate::harness::{Case, in_days, skipped};
+use crate::harness::{Case, in_days};
 
 const NO_CLOCK: &str = "libfaketime is not installed (Debian: apt-get install faketime)";
 
@@ -77,7 +78,7 @@ fn an_expired_delegated_role_is_neither_used_nor_stored() {
 fn the_clock_can_be_shifted_forwards_and_backwards() {
     let mut case = Case::new();
     if !case.set_clock("+31d") {
-        return skipped(NO_CLOCK);
+        return skip(NO_CLOCK);
     }
     assert_eq!(case.refresh(), 1);
     case.assert_trusted(&[("root", 1)]);
@@ -96,7 +97,7 @@ fn an_expired_local_root_leads_to_its_successor() {
     case.repo().root.expires = in_days(21);
     case.repo().publish(&["root"]);
     if !case.set_clock("+18d") {
-        return skipped(NO_CLOCK);
+        return skip(NO_CLOCK);
     }
     assert_eq!(case.refresh(), 0);
     case.assert_trusted(&[("root", 3), ("snapshot", 1), ("targets", 1), ("timestamp", 1)]);
@@ -114,7 +115,7 @@ fn expired_local_timestamp_and_snapshot_lead_to_their_successors() {
     case.repo().snapshot.expires = in_days(21);
     case.repo().publish(&["targets", "snapshot", "timestamp"]);
     if !case.set_clock("+18d") {
-        return skipped(NO_CLOCK);
+        return skip(NO_CLOCK);
     }
     assert_eq!(case.refresh(), 0);
     case.assert_trusted(&[("root", 1), ("snapshot", 3), ("targets", 2), ("timestamp", 3)]);
@@ -141,7 +142,7 @@ fn an_expired_local_delegated_role_is_replaced_or_refused() {
     }
     assert_eq!(case.download(&["path/first"]), 0);
     if !case.set_clock("+18d") {
-        return skipped(NO_CLOCK);
+        return skip(NO_CLOCK);
     }
     assert_eq!(case.download(&["path/second"]), 1);
     assert_eq!(case.downloaded(), [b"first"]);

@@ -199,13 +199,3 @@ pub fn faketime_library() -> Option<PathBuf> {
         .map(|entry| entry.path().join("faketime/libfaketime.so.1"))
         .find(|path| path.exists())
 }
-
-/// Says that a test did not run, and fails where every tool must be there.
-pub fn skipped(why: &str) {
-    println!("SKIPPED: {why}");
-    let set = |name, value| std::env::var(name).is_ok_and(|found| found == value);
-    assert!(
-        !set("CI", "true") && !set("FWTESTS_REQUIRE_TOOLS", "1"),
-        "a required tool is missing: {why}"
-    );
-}

@@ -1,15 +1,16 @@
 //! Repositories that other implementations wrote, served as they are; the clock stands at their reference time.
 
+use fwtests::tools::skip;
 use fwtests::vectors::Vector;
 
-use crate::harness::{Case, skipped};
+use crate::harness::Case;
 
 #[test]
 fn python_tuf_repositories() {
     for vector in Vector::all("python-tuf") {
         let mut case = Case::of(vector.serve());
         if !case.set_clock("@2030-01-01 00:00:00") {
-            return skipped("libfaketime is not installed (Debian: apt-get install faketime)");
+            return skip("libfaketime is not installed (Debian: apt-get install faketime)");
         }
         assert_eq!(case.refresh(), 0, "{}", vector.name);
         assert_eq!(case.download(&["top.bin", "dir/delegated.bin"]), 0, "{}", vector.name);
@@ -38,7 +39,7 @@ fn each_kind_of_key_refuses_a_plausible_wrong_signature() {
             .insert(format!("metadata/{newest}.root.json"), forged.into_bytes());
         let mut case = Case::of(sim);
         if !case.set_clock("@2030-01-01 00:00:00") {
-            return skipped("libfaketime is not installed (Debian: apt-get install faketime)");
+            return skip("libfaketime is not installed (Debian: apt-get install faketime)");
         }
         assert_eq!(case.refresh(), 1, "{}", vector.name);
         case.assert_trusted(&[("root", newest - 1)]);
