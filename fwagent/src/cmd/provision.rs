@@ -55,6 +55,14 @@ pub fn run(mut device: Device, args: &Provision, json: bool) -> Outcome<Report> 
             code: Code::Nothing,
         });
     }
+    // It may be all that is left of a device: what it boots is not to be changed by the way.
+    if let Some(primary) = device.boot().primary()?.filter(|primary| *primary != slot) {
+        return Err(Failure {
+            code: Code::Environment,
+            error: format!("the boot record boots slot {primary}, not slot {slot}").into(),
+            advice: Some("name the slot that is booted with --slot, or empty the state directory of a new device"),
+        });
+    }
     let adopted = args.manifest.as_deref().map(|path| adopt(&device, &slot, path));
     let adopted = adopted.transpose()?;
     // Without a state the device trusts nothing yet: what is there is of an attempt that was refused or interrupted,

@@ -3,17 +3,20 @@
 //! Every cycle takes the lock, loads the state anew and gives both back, so that `fwagent confirm` and its siblings work
 //! beside it. An unreachable or lying server is a failed cycle, never the end of the loop.
 
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fwmeta::client::ClientError;
 use fwmeta::json::object;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
 use crate::cmd::{check, observer};
 use crate::config::Confirm;
 use crate::device::Device;
-use crate::drive::{DriveError, Next, chain};
+use crate::drive::{DriveError, Next, Observer, chain};
 use crate::failure::{Failure, Outcome};
 use crate::host::clock::random;
 use crate::host::notify::Notifier;
@@ -25,8 +28,8 @@ use crate::machine::step::Event;
 use crate::output::{self, Report};
 use crate::ports::PortError;
 
-/// Time between two looks at signals.
-const TICK: Duration = Duration::from_millis(100);
+/// Longest time in one system call.
+const LONGEST_NAP: Duration = Duration::from_secs(24 * 3600);
 /// How often a trial that an operator decides is looked at.
 const TRIAL_POLL: Duration = Duration::from_secs(1);
 
@@ -34,8 +37,9 @@ pub fn run(mut device: Device, json: bool) -> Outcome<Report> {
     let _running = device.lock_named(".run.lock", Duration::ZERO)?;
     let mut waiter = Waiter::new(&device)?;
     let started = Instant::now();
-    let mut next = power_on(&mut device, json)?;
+    // Before the health checks of a trial, which may take longer than a service manager waits for a start.
     waiter.notifier.ready();
+    let mut next = power_on(&mut device, json)?;
     let mut failures = 0;
     let mut pause = device.config.interval.first(random());
     while next == Next::Continue {
@@ -88,16 +92,26 @@ fn tell(waiter: &mut Waiter, json: bool, text: &str) {
     }
 }
 
+/// Shows what the driver does, and gives signs of life while it does it.
+fn watched(device: &Device, json: bool) -> Observer {
+    let mut show = observer(device, json);
+    let notifier = Notifier::from_env();
+    Box::new(move |notice| {
+        notifier.watchdog();
+        show(notice)
+    })
+}
+
 fn power_on(device: &mut Device, json: bool) -> Outcome<Next> {
     let _lock = device.lock()?;
-    let watch = observer(device, json);
+    let watch = watched(device, json);
     Ok(device.driver(watch)?.power_on()?)
 }
 
 fn cycle(device: &mut Device, json: bool) -> Result<Next, DriveError> {
     let failed = |failure: Failure| DriveError::from(PortError::environment("starting a cycle", Some(failure.error)));
     let _lock = device.lock().map_err(failed)?;
-    let watch = observer(device, json);
+    let watch = watched(device, json);
     let mut driver = device.driver(watch).map_err(failed)?;
     let (mut checked, next) = driver
         .update(&Wish::default())
@@ -134,7 +148,7 @@ fn await_operator(device: &mut Device, waiter: &mut Waiter, until: Instant, json
         }
     }
     let _lock = device.lock()?;
-    let watch = observer(device, json);
+    let watch = watched(device, json);
     let mut driver = device.driver(watch)?;
     if !matches!(driver.state().phase, Phase::Trial { .. }) {
         return Ok(Next::Continue);
@@ -151,21 +165,33 @@ fn resume(device: &mut Device, json: bool) -> Outcome<Next> {
     power_on(device, json)
 }
 
-/// Waits, and hears signals while it does.
+/// Waits, and hears signals while it does. A waiting agent does not wake up for anything else.
 struct Waiter {
     stop: Arc<AtomicBool>,
     poll_now: Arc<AtomicBool>,
+    /// Gets a byte with every signal.
+    wake: UnixStream,
     notifier: Notifier,
 }
 
 impl Waiter {
     fn new(device: &Device) -> Outcome<Self> {
         let poll_now = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&poll_now))
-            .map_err(|error| PortError::environment("setting up signals", Some(error.into())))?;
+        let set_up = || {
+            signal_hook::flag::register(SIGUSR1, Arc::clone(&poll_now))?;
+            let (wake, sender) = UnixStream::pair()?;
+            // After the flags, which are thus set when the byte arrives: handlers run in the order of registration.
+            for signal in [SIGTERM, SIGINT, SIGUSR1] {
+                signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
+            }
+            Ok(wake)
+        };
+        let wake = set_up()
+            .map_err(|error: std::io::Error| PortError::environment("setting up signals", Some(error.into())))?;
         Ok(Self {
             stop: Arc::clone(&device.stop),
             poll_now,
+            wake,
             notifier: Notifier::from_env(),
         })
     }
@@ -177,17 +203,16 @@ impl Waiter {
     /// Waits; `false` when it is time to stop. SIGUSR1 ends the wait early.
     fn pause(&mut self, pause: Duration) -> bool {
         let start = Instant::now();
-        let mut alive = start;
         while !self.stopping() {
-            if self.poll_now.swap(false, Ordering::Relaxed) || start.elapsed() >= pause {
+            let left = pause.saturating_sub(start.elapsed());
+            if self.poll_now.swap(false, Ordering::Relaxed) || left.is_zero() {
                 return true;
             }
-            let due = self.notifier.watchdog_interval();
-            if due.is_some_and(|due| alive.elapsed() >= due) {
-                self.notifier.watchdog();
-                alive = Instant::now();
-            }
-            std::thread::sleep(TICK.min(pause.saturating_sub(start.elapsed())));
+            let nap = left.min(self.notifier.watchdog_interval().unwrap_or(LONGEST_NAP));
+            // Not zero, which would be an error; a failure of either call is a nap cut short.
+            let _ = self.wake.set_read_timeout(Some(nap));
+            let _ = self.wake.read(&mut [0; 64]);
+            self.notifier.watchdog();
         }
         false
     }

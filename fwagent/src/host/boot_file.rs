@@ -37,6 +37,17 @@ impl BootFile {
         }
     }
 
+    /// The slot that is booted without a trial; `None` when there is no record yet.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    pub fn primary(&self) -> Result<Option<SlotId>, PortError> {
+        match self.twin.load().map_err(failed("reading the boot record"))? {
+            Loaded::Empty => Ok(None),
+            Loaded::Record { .. } => Ok(Some(self.read()?.0.primary)),
+        }
+    }
+
     /// The boot loader's half: chooses a slot and spends an attempt, durably, before anything of it runs.
     ///
     /// # Errors

@@ -386,7 +386,12 @@ impl Transfer<'_> {
                     self.discard()?;
                     return Err(error);
                 }
-                Err(HttpError::Transfer { .. }) if resumes < RESUMES && self.stored()? > 0 => {}
+                Err(HttpError::Transfer { .. }) if resumes < RESUMES && self.stored()? > 0 => {
+                    // A server that sends nothing tells nobody of progress: then this is where a stop is heard.
+                    if !progress(self.stored()?, self.file.length) {
+                        return Err(HttpError::Stopped);
+                    }
+                }
                 Err(error) => return Err(error),
             }
             resumes += 1;
