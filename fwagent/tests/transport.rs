@@ -115,6 +115,22 @@ fn a_stopped_download_keeps_what_it_has() {
 }
 
 #[test]
+fn a_broken_transfer_is_not_resumed_after_a_stop() {
+    let mut broken = reply("200 OK", "", CONTENT);
+    broken.truncate(broken.len() - 6);
+    let (url, requests) = serve(vec![broken; 4]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = TargetFile::of_bytes(CONTENT);
+    let mut calls = 0;
+    let stopped = http().download(&url, &file, &dir.path().join("target"), &mut |_, _| {
+        calls += 1;
+        calls < 2
+    });
+    assert!(matches!(stopped, Err(HttpError::Stopped)), "{stopped:?}");
+    assert_eq!((calls, requests.lock().unwrap().len()), (2, 1));
+}
+
+#[test]
 fn an_unchanged_object_is_not_sent_again() {
     let etag = "ETag: \"v1\"\r\n";
     let (url, requests) = serve(vec![reply("200 OK", etag, b"{}"), reply("304 Not Modified", etag, b"")]);

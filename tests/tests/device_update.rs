@@ -1,9 +1,10 @@
 //! What a device does with good releases: provisioning, updates, confirmation, and going back; the real programs.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::ensure;
-use fwtests::device::{CHECK, Health, Scene, same};
+use fwtests::device::{Agent, CHECK, Health, Scene, same};
 use fwtests::world::Slots;
 
 const ROOT: &str = "repo/metadata/1.root.json";
@@ -99,6 +100,106 @@ fn software_that_is_there_is_adopted_only_when_it_is_what_the_manifest_says() ->
     ensure!(status["running_release"]["version"] == "1.0.0" && status["slots"][0]["status"] == "confirmed");
     let ran = scene.ends(4, &["check"])?;
     ensure!(ran.out.contains("1.0.0 (sequence 1) is installed"), "{}", ran.out);
+    Ok(())
+}
+
+#[test]
+fn a_device_may_start_with_software_that_nobody_knows() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    scene.publish_tree("1.0.0", Health::Bad, &[])?;
+    scene.world.configure(Slots::Dirs, CHECK)?;
+    scene.ends(0, &["provision", "--root", ROOT, "--slot", "b"])?;
+    let status = scene.world.status()?;
+    ensure!(
+        status["active"] == "b" && status["running_release"].is_null(),
+        "{status}"
+    );
+    ensure!(scene.boot()? == "b");
+    scene.refuses(1, &["rollback"])?;
+    // A bad release leads back to it.
+    scene.ends(0, &["install"])?;
+    ensure!(scene.boot()? == "a");
+    let mut agent = scene.run()?;
+    ensure!(agent.end()?.success() && scene.boot()? == "b");
+    scene.ends(4, &["install"])?;
+    let status = scene.world.status()?;
+    ensure!(
+        status["last"]["result"] == "fell-back" && status["active"] == "b",
+        "{status}"
+    );
+    // What needs a known version is not for it.
+    scene.publish_tree("1.1.0", Health::Good, &["--requires", "1.0.0"])?;
+    scene.ends(4, &["install"])?;
+    ensure!(scene.verdict("1.1.0")? == "needs at least version 1.0.0, installed is unknown");
+    scene.publish_tree("1.2.0", Health::Good, &[])?;
+    scene.ends(0, &["install"])?;
+    ensure!(scene.boot()? == "a");
+    scene.ends(4, &["install"])?;
+    let status = scene.world.status()?;
+    ensure!(status["last"]["result"] == "confirmed" && status["running_release"]["version"] == "1.2.0");
+    Ok(())
+}
+
+#[test]
+fn a_factory_step_that_is_cut_is_repeated() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    scene.publish_tree("1.0.0", Health::Good, &[])?;
+    scene.publish_tree("1.1.0", Health::Good, &[])?;
+    scene.world.configure(Slots::Dirs, CHECK)?;
+    let arguments = [
+        "--json",
+        "provision",
+        "--root",
+        ROOT,
+        "--from-server",
+        "--version",
+        "1.0.0",
+    ];
+    // Killed a little later each time, until it was not killed any more.
+    let mut cuts = 0;
+    for milliseconds in (0..).step_by(2) {
+        let mut agent = Agent::start(&mut scene.world.agent_command(&arguments))?;
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        if agent.kill()?.success() {
+            break;
+        }
+        cuts += 1;
+        // Not provisioned, or wholly so: the kill may have come after the last write.
+        let ran = scene.world.fwagent(&["status"])?;
+        ensure!(
+            ran.code == 3 || ran.out.contains("1.0.0 (sequence 1)"),
+            "{} {}{}",
+            ran.code,
+            ran.out,
+            ran.err
+        );
+        if ran.code == 0 {
+            break;
+        }
+    }
+    ensure!(cuts > 0, "it was never cut");
+    ensure!(scene.boot()? == "a" && scene.version_in("a")? == "1.0.0");
+    ensure!(scene.world.status()?["running_release"]["version"] == "1.0.0");
+    scene.ends(0, &["install"])?;
+    ensure!(scene.boot()? == "b" && scene.version_in("b")? == "1.1.0");
+    Ok(())
+}
+
+#[test]
+fn a_lost_record_does_not_change_what_is_booted() -> anyhow::Result<()> {
+    let scene = Scene::provisioned(Slots::Dirs, CHECK)?;
+    scene.publish_tree("1.1.0", Health::Good, &[])?;
+    scene.ends(0, &["install"])?;
+    ensure!(scene.boot()? == "b");
+    scene.ends(4, &["install"])?;
+    for copy in ["state.a", "state.b"] {
+        fs::remove_file(scene.world.path("device/state").join(copy))?;
+    }
+    let ran = scene.refuses(3, &["provision", "--root", ROOT, "--from-server"])?;
+    ensure!(ran.err.contains("boots slot b, not slot a"), "{}", ran.err);
+    ensure!(scene.boot()? == "b");
+    scene.ends(0, &["provision", "--root", ROOT, "--from-server", "--slot", "b"])?;
+    ensure!(scene.boot()? == "b" && scene.world.status()?["running_release"]["version"] == "1.1.0");
     Ok(())
 }
 
