@@ -1,0 +1,286 @@
+//! What is fuzzed: one function a target, each of which states what must hold of any input. `cargo fuzz` runs them for
+//! long, `tests/fuzz.rs` of fwagent runs the same functions over the seeds and mutations of them.
+//!
+//! ```text
+//! cargo +nightly fuzz run tar corpus/tar seeds/tar -- -max_total_time=600
+//! ```
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, Permissions};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+
+use fwagent::config::Config;
+use fwagent::host::generation::GenerationStore;
+use fwagent::host::tree::{Node, Tree};
+use fwagent::host::unpack::unpack;
+use fwagent::machine::boot::{BootRecord, MAX_SLOTS};
+use fwagent::machine::record;
+use fwagent::ports::MetadataStore;
+use fwdurable::twin::{Loaded, Twin, TwinError};
+use fwmeta::client::Cache;
+use fwmeta::hex;
+use fwmeta::role::RoleName;
+use sha2::{Digest, Sha256};
+use tar::Header;
+
+/// A record of the agent that is accepted means the same when written.
+pub fn record(data: &[u8]) {
+    let Ok(state) = record::decode(data) else { return };
+    let written = record::encode(&state);
+    assert!(written.len() <= record::RECORD_BYTES);
+    assert_eq!(record::decode(&written), Ok(state));
+}
+
+/// A boot record that is accepted means the same when written, and boots what it may: a trial no more often than it has
+/// attempts, then the primary slot.
+pub fn boot(data: &[u8]) {
+    let Some(mut record) = BootRecord::decode(data) else {
+        return;
+    };
+    assert_eq!(BootRecord::decode(&record.encode()), Some(record.clone()));
+    // Not all attempts: there may be billions.
+    for _ in 0..4 {
+        let Ok((chosen, next)) = record.power_on() else {
+            assert!(!record.bootable.contains(&record.primary));
+            return;
+        };
+        assert!(record.bootable.contains(&chosen) && next.booted.as_ref() == Some(&chosen));
+        match (&record.trial, &next.trial) {
+            (Some((slot, before)), Some((_, after))) if before != after => {
+                assert_eq!((slot, after + 1), (&chosen, *before));
+            }
+            (before, after) => assert!(before == after && chosen == record.primary),
+        }
+        record = next;
+    }
+}
+
+/// A configuration that is accepted keeps the promises that its users rely on.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(config) = Config::parse(text, Path::new("/etc/fwagent/fwagent.toml")) else {
+        return;
+    };
+    let (sets, classes) = (config.slot_sets(), config.classes());
+    assert!((2..=MAX_SLOTS).contains(&sets.len()) && (1..=100).contains(&config.boot_attempts));
+    assert_eq!(config.slots.len(), sets.len() * classes.len());
+    assert!(config.slots.iter().all(|slot| slot.path.is_absolute()) && config.state_dir.is_absolute());
+    assert!(!config.interval.poll.is_zero() && !config.interval.retry.is_zero());
+    assert!(
+        config
+            .checks
+            .iter()
+            .all(|check| !check.command.is_empty() && !check.timeout.is_zero())
+    );
+    for random in [0, u64::MAX] {
+        let (first, next) = (config.interval.first(random), config.interval.next(0, None, random));
+        assert!(first <= config.interval.jitter && next >= config.interval.poll);
+    }
+}
+
+/// Longest payload in the fuzzed record.
+const LIMIT: usize = 64;
+
+/// The two copies of a record as they may lie on a medium: three bytes say which are there, which get a checksum that
+/// matches, and how long the first is. What is read is one of the copies, and stays it when it is mended; what cannot be
+/// read is never overwritten.
+pub fn twin(data: &[u8]) {
+    let [flags, split, copies @ ..] = data else { return };
+    let (first, second) = copies.split_at(usize::from(*split).min(copies.len()));
+    let dir = tempfile::tempdir().expect("a directory");
+    for (name, there, sealed, copy) in [("record.a", 1, 4, first), ("record.b", 2, 8, second)] {
+        let mut copy = copy.to_vec();
+        if flags & sealed != 0 {
+            let checksum = Sha256::digest(&copy);
+            copy.extend_from_slice(&checksum);
+        }
+        if flags & there != 0 {
+            fs::write(dir.path().join(name), copy).expect("a file");
+        }
+    }
+    let twin = Twin::new(dir.path().join("record"), LIMIT);
+    match twin.load() {
+        Ok(Loaded::Empty) => assert_eq!(flags & 3, 0),
+        Ok(Loaded::Record { payload, counter, .. }) => {
+            assert!(payload.len() <= LIMIT && [first, second].iter().any(|copy| copy.ends_with(&payload)));
+            let mended = Loaded::Record {
+                payload,
+                counter,
+                degraded: false,
+            };
+            twin.repair().expect("one copy is intact");
+            assert_eq!(twin.load().expect("mended"), mended);
+            twin.store(b"next").expect("one copy is intact");
+            let next = Loaded::Record {
+                payload: b"next".to_vec(),
+                counter: counter.saturating_add(1),
+                degraded: false,
+            };
+            assert_eq!(twin.load().expect("stored"), next);
+        }
+        Err(error) => {
+            assert!(matches!(error, TwinError::BothDamaged { .. }), "{error:?}");
+            assert!(twin.store(b"next").is_err() && twin.repair().is_err());
+        }
+    }
+}
+
+/// Objects that lie beside the fuzzed record of generations; its seeds name them.
+const OBJECTS: [&[u8]; 3] = [b"root 2", b"timestamp", b"snapshot"];
+
+/// A record of trusted metadata, with a checksum that matches: whatever it says, the store opens, gives objects by the
+/// digests in the record or nothing, and takes the next generation.
+pub fn generation(data: &[u8]) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let objects = dir.path().join("objects");
+    fs::create_dir(&objects).expect("a directory");
+    for object in OBJECTS {
+        fs::write(objects.join(hex::encode(&Sha256::digest(object))), object).expect("a file");
+    }
+    let mut record = [
+        b"FWTWIN01".as_slice(),
+        &1_u64.to_le_bytes(),
+        &(data.len() as u32).to_le_bytes(),
+        data,
+    ]
+    .concat();
+    let checksum = Sha256::digest(&record);
+    record.extend_from_slice(&checksum);
+    for copy in ["generation.a", "generation.b"] {
+        fs::write(dir.path().join(copy), &record).expect("a file");
+    }
+    let mut store = GenerationStore::open(dir.path()).expect("damage is no error");
+    let history = store
+        .root_history()
+        .expect("a generation is used only when it is whole");
+    assert!(history.iter().all(|root| OBJECTS.contains(&root.as_slice())));
+    for role in [RoleName::root(), RoleName::timestamp(), RoleName::snapshot()] {
+        let object = store.load(&role).expect("a directory");
+        assert!(object.is_none_or(|object| OBJECTS.contains(&object.as_slice())));
+    }
+    if let Some(known) = store.known_timestamp() {
+        assert!(OBJECTS.contains(&known.bytes.as_slice()));
+    }
+    store.store(&RoleName::timestamp(), b"next").expect("in memory");
+    store.commit().expect("a directory");
+    let mut store = GenerationStore::open(dir.path()).expect("whole");
+    assert_eq!(store.damaged(), 0);
+    assert_eq!(store.root_history().expect("whole"), history);
+    assert_eq!(
+        store.load(&RoleName::timestamp()).expect("whole"),
+        Some(b"next".to_vec())
+    );
+}
+
+/// A tar archive, whose headers get checksums that match: nothing outside its directory changes, an accepted one is on
+/// the medium what it was said to be, and none of its links leads outside.
+pub fn tar(data: &[u8]) {
+    let mut archive = data.to_vec();
+    seal(&mut archive);
+    unpacked(&archive);
+}
+
+/// The same for an archive in zstd, as images come.
+pub fn zstd(data: &[u8]) {
+    // Bounded: what is announced and what a slot holds bound it elsewhere.
+    let mut archive = Vec::new();
+    let read = zstd::Decoder::new(data).map(|decoder| {
+        use std::io::Read;
+        decoder.take(1024 * 1024).read_to_end(&mut archive)
+    });
+    if matches!(read, Ok(Ok(_))) {
+        unpacked(&archive);
+    }
+}
+
+/// Corrects the checksums of all headers, or mutations would never get past the first one.
+fn seal(archive: &mut [u8]) {
+    let mut at = 0;
+    while let Some(block) = archive.get_mut(at..at + 512) {
+        if block.iter().all(|byte| *byte == 0) {
+            return;
+        }
+        let mut header = Header::from_byte_slice(block).clone();
+        header.set_cksum();
+        block.copy_from_slice(header.as_bytes());
+        let Some(content) = header
+            .entry_size()
+            .ok()
+            .and_then(|size| size.checked_next_multiple_of(512))
+        else {
+            return;
+        };
+        let Some(next) = usize::try_from(content)
+            .ok()
+            .and_then(|content| (at + 512).checked_add(content))
+        else {
+            return;
+        };
+        at = next;
+    }
+}
+
+/// What lies beside the directory that is unpacked into.
+const CANARY: &str = "canary";
+
+fn unpacked(archive: &[u8]) {
+    let outside = tempfile::tempdir().expect("a directory");
+    let (root, canary) = (outside.path().join("root"), outside.path().join(CANARY));
+    fs::write(&canary, CANARY).expect("a file");
+    DirBuilder::new().mode(0o700).create(&root).expect("a directory");
+    if let Ok(tree) = unpack(&mut &*archive, &root) {
+        allow_reading(&root, &tree);
+        let actual = Tree::read(&root).expect("a tree");
+        assert_eq!(tree.iter().count(), actual.iter().count());
+        assert!(tree.iter().all(|(path, node)| is_same(node, actual.get(path))));
+        let root = root.canonicalize().expect("a directory");
+        for (path, _) in tree.iter().filter(|(_, node)| matches!(node, Node::Link { .. })) {
+            // One that leads nowhere, or in a circle, is harmless.
+            if let Ok(end) = root.join(OsStr::from_bytes(path)).canonicalize() {
+                assert!(end.starts_with(&root), "{path:?} leads to {end:?}");
+            }
+        }
+    } else {
+        // Refused anywhere: directories have the mode then with which they were made.
+        fs::set_permissions(&root, Permissions::from_mode(0o700)).expect("our own");
+    }
+    let mut beside: Vec<_> = fs::read_dir(&outside)
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    beside.sort();
+    assert_eq!(beside, [CANARY, "root"]);
+    assert_eq!(fs::read(&canary).expect("a file"), CANARY.as_bytes());
+}
+
+/// Who is not root could not read, nor remove, what an archive may forbid its owner.
+fn allow_reading(root: &Path, tree: &Tree) {
+    fs::set_permissions(root, Permissions::from_mode(0o700)).expect("our own");
+    for (path, node) in tree.iter().filter(|(path, _)| !path.is_empty()) {
+        let path = root.join(OsStr::from_bytes(path));
+        if !matches!(node, Node::Link { .. }) {
+            let mode = fs::symlink_metadata(&path).expect("unpacked").permissions().mode() & 0o7777;
+            assert!(matches!(node, Node::Dir { mode: said } | Node::File { mode: said, .. } if *said == mode));
+            fs::set_permissions(&path, Permissions::from_mode(0o700)).expect("our own");
+        }
+    }
+}
+
+/// Modes apart, which were compared before.
+fn is_same(said: &Node, actual: Option<&Node>) -> bool {
+    match (said, actual) {
+        (Node::Dir { .. }, Some(Node::Dir { .. })) => true,
+        (
+            Node::File { size, sha256, .. },
+            Some(Node::File {
+                size: other,
+                sha256: digest,
+                ..
+            }),
+        ) => (size, sha256) == (other, digest),
+        (Node::Link { target }, Some(Node::Link { target: other })) => target == other,
+        _ => false,
+    }
+}

@@ -1,0 +1,38 @@
+//! The fuzz targets as plain tests: each runs over its seeds and mutations of them, always the same ones.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::path::Path;
+
+use fwagent::config::Config;
+use fwagent::host::unpack::unpack;
+use fwagent::machine::boot::BootRecord;
+use fwagent::machine::record;
+
+#[path = "../fuzz/src/lib.rs"]
+mod targets;
+
+fwfuzz::tests!(targets: record 3000, boot 3000, config 3000, twin 500, generation 150, tar 3000, zstd 1000);
+
+/// Mutations of what is refused at once would reach nothing.
+#[test]
+fn seeds_are_accepted() {
+    let seeds = |name: &str| {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(name);
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path())
+    };
+    for path in seeds("record") {
+        record::decode(&std::fs::read(path).unwrap()).unwrap();
+    }
+    for path in seeds("boot") {
+        BootRecord::decode(&std::fs::read(path).unwrap()).unwrap();
+    }
+    for path in seeds("config") {
+        Config::load(&path).unwrap();
+    }
+    for name in ["tree", "links", "long-name"] {
+        let archive = std::fs::read(seeds("tar").find(|path| path.ends_with(name)).unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        unpack(&mut archive.as_slice(), dir.path()).unwrap();
+    }
+}
