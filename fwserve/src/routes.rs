@@ -103,10 +103,13 @@ fn split_digest(part: &str) -> Option<(&str, &str)> {
 }
 
 /// The name of a file in a path that names it plainly, as all frequent ones do: without escapes, the first name that
-/// [`route`] would give is the path itself.
+/// [`route`] would give, if it gives any, is the path itself.
 pub fn plain_name(path: &str) -> Option<&str> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-~/".contains(&byte);
-    path.strip_prefix('/').filter(|name| name.bytes().all(is_plain))
+    // In the name of a role a slash is escaped on disk, also when the client did not.
+    let is_nested = |name: &str| name.starts_with("metadata/") && name.matches('/').count() > 1;
+    path.strip_prefix('/')
+        .filter(|name| name.bytes().all(is_plain) && !is_nested(name))
 }
 
 /// Whether the text is a SHA-256 as the API writes it.
@@ -242,6 +245,7 @@ mod tests {
         for path in [
             "/metadata/1.a%2Fb.json",
             "/metadata/1.a+b.json",
+            "/metadata/1.a/b.json",
             "/targets/a b",
             "targets/a",
             "",

@@ -50,10 +50,13 @@ pub enum TokenError {
     Random(String),
 }
 
-#[derive(Debug, Clone)]
-struct Token {
-    name: String,
-    digest: [u8; 32],
+/// A line of a token file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// Who publishes with it.
+    pub name: String,
+    /// SHA-256 of the token.
+    pub digest: [u8; 32],
 }
 
 #[derive(Debug)]
@@ -165,7 +168,11 @@ fn load(path: &Path) -> Result<Loaded, TokenError> {
     })
 }
 
-fn parse(path: &Path, text: &str) -> Result<Vec<Token>, TokenError> {
+/// Reads the text of a token file that lies at `path`.
+///
+/// # Errors
+/// [`TokenError::Malformed`].
+pub fn parse(path: &Path, text: &str) -> Result<Vec<Token>, TokenError> {
     let mut tokens = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();
