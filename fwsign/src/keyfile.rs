@@ -24,7 +24,8 @@ const ROUNDS: u32 = 600_000;
 const ROUNDS_WEAK: u32 = 100_000;
 /// More rounds than this are refused: they would take seconds to minutes for each key.
 const ROUNDS_MAX: u32 = 8_000_000;
-/// Memory that scrypt may take, in bytes (128 N r).
+/// Memory that scrypt may take, in bytes, all its parts together (128 N r p): they are done one after the other, so it bounds
+/// the time too.
 const SCRYPT_BYTES: u64 = 1 << 30;
 /// Longest key file that is read, in bytes.
 const FILE_BYTES: u16 = 32 * 1024;
@@ -152,9 +153,20 @@ pub fn load<E: From<KeyFileError>>(
     path: &Path,
     passphrase: impl FnOnce() -> Result<Option<Zeroizing<String>>, E>,
 ) -> Result<Loaded, E> {
-    let text = read(path)?;
+    parse(&*read(path)?, path, passphrase)
+}
+
+/// Reads the text of a key file that lies at `path`, as [`load`] does.
+///
+/// # Errors
+/// [`KeyFileError`], or the error of `passphrase`.
+pub fn parse<E: From<KeyFileError>>(
+    text: &str,
+    path: &Path,
+    passphrase: impl FnOnce() -> Result<Option<Zeroizing<String>>, E>,
+) -> Result<Loaded, E> {
     let not_a_key = || KeyFileError::NotAKey { path: path.to_owned() };
-    let (label, document) = SecretDocument::from_pem(&text).map_err(|_| not_a_key())?;
+    let (label, document) = SecretDocument::from_pem(text).map_err(|_| not_a_key())?;
     let (document, warning) = match label {
         label if label == PrivateKeyInfoRef::PEM_LABEL => (document, None),
         label if label == EncryptedPrivateKeyInfoRef::PEM_LABEL => {
@@ -194,6 +206,7 @@ fn check_cost(path: &Path, scheme: &EncryptionScheme) -> Result<(), KeyFileError
             let bytes = kdf
                 .cost_parameter
                 .saturating_mul(u64::from(kdf.block_size))
+                .saturating_mul(u64::from(kdf.parallelization))
                 .saturating_mul(128);
             (bytes > SCRYPT_BYTES).then(|| format!("{bytes} bytes"))
         }
@@ -272,5 +285,22 @@ mod tests {
         assert!(matches!(refused(pem.as_bytes()), KeyFileError::NotEd25519 { .. }));
         let missing = load(&dir.path().join("none"), given("x"));
         assert!(matches!(missing, Err(KeyFileError::Io { .. })));
+    }
+
+    #[test]
+    fn a_derivation_that_would_take_too_long_is_refused_before_anybody_is_asked() {
+        let scrypt = |cost_log_n, block_size, parallelization| {
+            let parameters = pkcs8::pkcs5::scrypt::Params::new(cost_log_n, block_size, parallelization).unwrap();
+            EncryptionScheme::from(Parameters::generate_scrypt_aes256cbc(parameters, &[1; 16], [2; 16]).unwrap())
+        };
+        let path = Path::new("key.pem");
+        for (scheme, cheap) in [
+            (scrypt(14, 8, 1), true),
+            (scrypt(20, 8, 1), true),
+            (scrypt(21, 8, 1), false),
+            (scrypt(14, 8, 1000), false),
+        ] {
+            assert_eq!(check_cost(path, &scheme).is_ok(), cheap);
+        }
     }
 }

@@ -75,7 +75,11 @@ impl PassphraseArgs {
     }
 }
 
-fn read(path: &Path) -> std::io::Result<Zeroizing<String>> {
+/// The first line of a passphrase file.
+///
+/// # Errors
+/// When the file cannot be read, is too long or is not UTF-8.
+pub fn read(path: &Path) -> std::io::Result<Zeroizing<String>> {
     let text = bounded::read_secret(path, LIMIT)?;
     Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
 }
