@@ -11,16 +11,27 @@ use fwtests::repo_sim::{NOW, RepoSim};
 use fwtests::sim_device::SimDevice;
 use fwtests::vectors::Vector;
 
-const TARGETS: [&str; 2] = ["top.bin", "dir/delegated.bin"];
+/// All vectors of all makers.
+fn vectors() -> Vec<Vector> {
+    ["python-tuf", "tuftool"].into_iter().flat_map(Vector::all).collect()
+}
 
-/// Refreshes a new device from the repository and finds both targets.
-fn accept(sim: &mut RepoSim, now: UtcSeconds) -> Result<SimDevice, ClientError> {
+fn targets(vector: &Vector) -> &'static [&'static str] {
+    match vector.name.as_str() {
+        "tuftool/delegated" => &["top.bin", "delegated.bin"],
+        name if name.starts_with("tuftool/") => &["top.bin"],
+        _ => &["top.bin", "dir/delegated.bin"],
+    }
+}
+
+/// Refreshes a new device from the repository and finds these targets.
+fn accept(sim: &mut RepoSim, targets: &[&str], now: UtcSeconds) -> Result<SimDevice, ClientError> {
     let mut device = SimDevice::new(sim);
     device.now = now;
     let mut found = Vec::new();
     let mut client = device.client(sim)?;
     client.refresh()?;
-    for path in TARGETS {
+    for path in targets {
         let file = client.find_target(&TargetPath::parse(path).unwrap())?;
         found.push((path, file.unwrap_or_else(|| panic!("{path} is not found"))));
     }
@@ -40,7 +51,8 @@ fn python_tuf_repositories_are_accepted() {
     for vector in Vector::all("python-tuf") {
         let mut sim = vector.serve();
         let roots = sim.objects.keys().filter(|name| name.ends_with(".root.json")).count() as u64;
-        let device = accept(&mut sim, NOW).unwrap_or_else(|error| panic!("{}: {error:?}", vector.name));
+        let accepted = accept(&mut sim, targets(&vector), NOW);
+        let device = accepted.unwrap_or_else(|error| panic!("{}: {error:?}", vector.name));
         assert_eq!(device.version("root"), Some(roots), "{}", vector.name);
         assert_eq!(device.version("a/b c"), Some(1), "{}", vector.name);
         assert_eq!(device.version("never"), None, "{}", vector.name);
@@ -48,11 +60,26 @@ fn python_tuf_repositories_are_accepted() {
 }
 
 #[test]
+fn tuftool_repositories_are_accepted() {
+    let versions = |name: &str| match name {
+        "tuftool/delegated" => [Some(1), Some(3), Some(2)],
+        "tuftool/rotated" => [Some(3), Some(2), None],
+        _ => [Some(1), Some(1), None],
+    };
+    for vector in Vector::all("tuftool") {
+        let accepted = accept(&mut vector.serve(), targets(&vector), NOW);
+        let device = accepted.unwrap_or_else(|error| panic!("{}: {error:?}", vector.name));
+        let found = ["root", "targets", "product"].map(|role| device.version(role));
+        assert_eq!(found, versions(&vector.name), "{}", vector.name);
+    }
+}
+
+#[test]
 fn and_refused_from_the_second_they_expire() {
     let expires = UtcSeconds::parse("2040-01-01T00:00:00Z").unwrap();
-    for vector in Vector::all("python-tuf") {
-        accept(&mut vector.serve(), expires.plus_seconds(-1)).unwrap();
-        let error = accept(&mut vector.serve(), expires).unwrap_err();
+    for vector in vectors() {
+        accept(&mut vector.serve(), targets(&vector), expires.plus_seconds(-1)).unwrap();
+        let error = accept(&mut vector.serve(), targets(&vector), expires).unwrap_err();
         let ClientError::Refused(error) = error else {
             panic!("{error:?}")
         };
@@ -67,7 +94,7 @@ fn and_refused_from_the_second_they_expire() {
 
 #[test]
 fn and_refused_with_any_signed_byte_changed() {
-    for vector in Vector::all("python-tuf") {
+    for vector in vectors() {
         let names: Vec<_> = vector
             .serve()
             .objects
@@ -86,7 +113,7 @@ fn and_refused_with_any_signed_byte_changed() {
             for at in (signed + 10..bytes.len() - 2).step_by(step) {
                 let mut sim = vector.serve();
                 sim.objects.get_mut(name).unwrap()[at] ^= 1;
-                let result = accept(&mut sim, NOW);
+                let result = accept(&mut sim, targets(&vector), NOW);
                 assert!(result.is_err(), "{}: {name} with byte {at} changed", vector.name);
             }
         }
@@ -110,7 +137,7 @@ fn every_signature_that_the_threshold_needs_is_needed() {
             let mut sim = vector.serve();
             let digit = &mut sim.objects.get_mut(name).unwrap()[at + 20];
             *digit = if *digit == b'0' { b'1' } else { b'0' };
-            let error = accept(&mut sim, NOW).unwrap_err();
+            let error = accept(&mut sim, targets(&vector), NOW).unwrap_err();
             let ClientError::Refused(error) = error else {
                 panic!("{error:?}")
             };
