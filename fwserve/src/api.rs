@@ -20,9 +20,9 @@ use hyper::{Request, Response, StatusCode};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 
+use crate::answer::{Fault, Peer, Publishing, json, text};
 use crate::body::AnswerBody;
 use crate::failure::chain;
-use crate::http::{Fault, Peer, Publishing, json, text};
 use crate::publish::{PublishError, PublishRequest, Publisher};
 use crate::routes::Route;
 use crate::tokens::Tokens;

@@ -200,7 +200,7 @@ impl Candidate<'_> {
 
     /// What a device holds that has followed the published version, whenever that was: expiry does not matter.
     fn published(&self, anchor: &[u8]) -> Result<BTreeMap<RoleName, Vec<u8>>, CandidateError> {
-        if !self.dir.join("metadata/timestamp.json").exists() {
+        if !self.dir.join(routes::TIMESTAMP).exists() {
             return Ok(BTreeMap::new());
         }
         let memory = MemoryCache::default();
@@ -393,7 +393,7 @@ impl Fetch for Overlay<'_> {
     fn fetch(&mut self, name: &str, max_length: u64) -> io::Result<Option<Vec<u8>>> {
         let name = format!("metadata/{name}");
         let bytes = self.read(&name, max_length)?;
-        if name == "metadata/timestamp.json" {
+        if name == routes::TIMESTAMP {
             self.last_timestamp.clone_from(&bytes);
         }
         self.reached.insert(name);

@@ -1,46 +1,28 @@
 //! Requests to answers: the thin layer that holds routes, repository and API together.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use crate::access_log::AccessLog;
+use crate::answer::{Fault, Peer, Publishing, text};
 use crate::api::Api;
 use crate::body::AnswerBody;
 use crate::publish::Publisher;
 use crate::repository::{Content, Effort, Found, Object, Repository};
 use crate::representation::{self, Answer, Coding};
-use crate::routes::{self, Route};
-use crate::switch::TIMESTAMP;
-use crate::timed_io::Work;
+use crate::routes::{self, Route, TIMESTAMP};
 use crate::tokens::Tokens;
 
 /// Large files that are hashed for the first time at one time: that must not take all processors, and must not keep
 /// small files waiting.
 const LOADS: usize = 2;
-
-/// The other end of a connection.
-#[derive(Debug, Clone)]
-pub(crate) struct Peer {
-    pub(crate) remote: SocketAddr,
-    /// What is being done for it.
-    pub(crate) work: Work,
-}
-
-/// The name of the token that a request came with, for the log.
-#[derive(Debug, Clone)]
-pub(crate) struct Publishing(pub(crate) String);
-
-/// Why the server could not do what it should, for the log and standard error.
-#[derive(Debug, Clone)]
-pub(crate) struct Fault(pub(crate) String);
 
 /// Everything that a request needs.
 #[derive(Debug)]
@@ -184,26 +166,5 @@ fn represent(object: &Object, request: &Request<Incoming>) -> Response<AnswerBod
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
-    response
-}
-
-/// A short answer that caches must not keep.
-pub(crate) fn text(status: StatusCode, message: &'static str) -> Response<AnswerBody> {
-    finish(status, "text/plain; charset=utf-8", message.to_owned())
-}
-
-/// A JSON answer that caches must not keep.
-pub(crate) fn json(status: StatusCode, value: &fwmeta::json::Value) -> Response<AnswerBody> {
-    finish(status, "application/json", value.to_json())
-}
-
-fn finish(status: StatusCode, content_type: &'static str, body: String) -> Response<AnswerBody> {
-    let mut response = Response::new(AnswerBody::memory(body));
-    *response.status_mut() = status;
-    let length = HeaderValue::from(hyper::body::Body::size_hint(response.body()).lower());
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_LENGTH, length);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

@@ -10,12 +10,14 @@
 //! or change a published file other than `timestamp.json`.
 
 pub mod access_log;
+mod answer;
 mod api;
 mod body;
 pub mod candidate;
 pub mod config;
 pub mod failure;
 mod http;
+mod publication;
 pub mod publish;
 pub mod repository;
 pub mod representation;

@@ -3,6 +3,7 @@
 use fwmeta::time::UtcSeconds;
 
 use super::*;
+use crate::candidate::CandidateError;
 
 #[path = "../tests/support/mod.rs"]
 mod support;

@@ -13,6 +13,9 @@
 
 use fwmeta::layout;
 
+/// The one published file that changes.
+pub const TIMESTAMP: &str = "metadata/timestamp.json";
+
 /// What a path names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {

@@ -19,8 +19,9 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 use crate::access_log::AccessLog;
+use crate::answer::Peer;
 use crate::config::{Config, Limits};
-use crate::http::{App, Peer};
+use crate::http::App;
 use crate::publish::{PublishError, Publisher};
 use crate::repository::Repository;
 use crate::timed_io::{TimedIo, Work};

@@ -15,12 +15,11 @@ use std::path::{Path, PathBuf};
 
 use fwmeta::json::{Value, object};
 
-use crate::publish::{PublishError, PublishRequest, failed, sha256};
+use crate::publication::{PublishError, PublishRequest, failed, sha256};
 use crate::repository::Repository;
+use crate::routes::TIMESTAMP;
 use crate::uploads::Uploads;
 
-/// The one published file that changes.
-pub(crate) const TIMESTAMP: &str = "metadata/timestamp.json";
 const JOURNAL: &str = "journal.json";
 
 /// A switch that has begun.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::json::{Value, object};
 use crate::key::{KeyId, PublicKey, keys_to_value};
-use crate::role::{RoleKeys, RoleName};
+use crate::role_name::{RoleKeys, RoleName};
 use crate::target::TargetPath;
 
 /// The `delegations` object of a targets role. The order of `roles` is their priority.

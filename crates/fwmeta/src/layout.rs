@@ -12,7 +12,7 @@
 use sha2::{Digest, Sha256};
 
 use crate::hex;
-use crate::role::RoleName;
+use crate::role_name::RoleName;
 use crate::target::TargetPath;
 
 /// Longest encoded name that is kept in [`local_part`]: file systems allow 255 bytes, and temporary files need some.

@@ -28,6 +28,7 @@ pub mod layout;
 pub mod limits;
 pub mod manifest;
 pub mod role;
+mod role_name;
 pub mod signed;
 pub mod target;
 pub mod threshold;

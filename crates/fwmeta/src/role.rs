@@ -4,12 +4,11 @@
 //! [`crate::trusted`] judges. Unknown fields are kept in `extra` and written back.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use crate::delegation::Delegations;
 use crate::json::{JsonError, Value, object};
 use crate::key::{KeyError, KeyId, PublicKey, keys_to_value};
-use crate::limits;
+pub use crate::role_name::{RoleKeys, RoleName, RoleNameError};
 use crate::signed::{Envelope, EnvelopeError};
 use crate::target::{Hashes, TargetFile};
 use crate::time::{TimeError, UtcSeconds};
@@ -18,85 +17,6 @@ mod read;
 
 /// The specification version that we write; any 1.x is read.
 pub const SPEC_VERSION: &str = "1.0.34";
-
-/// Name of a role: not empty, at most [`limits::ROLE_NAME_BYTES`] bytes, otherwise any text.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RoleName(String);
-
-impl RoleName {
-    /// Reads a role name.
-    ///
-    /// # Errors
-    /// [`RoleError::Name`].
-    pub fn parse(text: &str) -> Result<Self, RoleError> {
-        if text.is_empty() || text.len() > limits::ROLE_NAME_BYTES {
-            return Err(RoleError::Name {
-                name: text.chars().take(64).collect(),
-            });
-        }
-        Ok(Self(text.to_owned()))
-    }
-
-    /// The root role.
-    pub fn root() -> Self {
-        Self("root".to_owned())
-    }
-
-    /// The timestamp role.
-    pub fn timestamp() -> Self {
-        Self("timestamp".to_owned())
-    }
-
-    /// The snapshot role.
-    pub fn snapshot() -> Self {
-        Self("snapshot".to_owned())
-    }
-
-    /// The top-level targets role.
-    pub fn targets() -> Self {
-        Self("targets".to_owned())
-    }
-
-    /// Whether this is one of the four top-level roles, whose names no delegated role may take.
-    pub fn is_top_level(&self) -> bool {
-        matches!(self.as_str(), "root" | "timestamp" | "snapshot" | "targets")
-    }
-
-    /// The text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Its key in `snapshot.meta`.
-    pub fn meta_name(&self) -> String {
-        format!("{}.json", self.0)
-    }
-}
-
-impl fmt::Display for RoleName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// The keys of a role and how many of them must sign.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RoleKeys {
-    /// Ids of its keys, none twice.
-    pub keyids: Vec<KeyId>,
-    /// Different keys that must sign; at least 1.
-    pub threshold: u64,
-}
-
-impl RoleKeys {
-    pub(crate) fn keyids_value(&self) -> Value {
-        Value::Array(self.keyids.iter().map(|keyid| keyid.as_str().into()).collect())
-    }
-
-    fn to_value(&self) -> Value {
-        object([("keyids", self.keyids_value()), ("threshold", self.threshold.into())])
-    }
-}
 
 /// The keys of the four top-level roles.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,11 +160,8 @@ pub enum RoleError {
         name: String,
     },
     /// A role name that is empty or too long.
-    #[error("{name:?} is not a role name")]
-    Name {
-        /// The name, cut to 64 characters.
-        name: String,
-    },
+    #[error(transparent)]
+    Name(#[from] RoleNameError),
     /// `expires` is not a time.
     #[error("field expires")]
     Expires(#[from] TimeError),

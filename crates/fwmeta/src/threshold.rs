@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::key::{KeyId, PublicKey};
-use crate::role::RoleKeys;
+use crate::role_name::RoleKeys;
 use crate::signed::Signature;
 
 /// Fewer different keys of the role have signed than its threshold asks for.

@@ -34,7 +34,7 @@ pub fn publish(data: &[u8]) {
         assert_inside(name);
         // What is published can be asked for.
         let (dir, file) = name.split_once('/').expect("in a directory");
-        let escaped = file.split('/').map(|part| escape(part)).collect::<Vec<_>>().join("/");
+        let escaped = file.split('/').map(escape).collect::<Vec<_>>().join("/");
         let path = format!("/{dir}/{escaped}");
         if dir == "targets" {
             let Some(Route::File(names)) = routes::route(&path) else {
@@ -59,7 +59,7 @@ pub fn route(data: &[u8]) {
             // Only this is looked up without asking `route`.
             assert!(routes::plain_name(path).is_none_or(|name| name == names[0]));
             if let Some(name) = names[0].strip_prefix("targets/") {
-                let parts: Vec<_> = name.split('/').map(|part| escape(part)).collect();
+                let parts: Vec<_> = name.split('/').map(escape).collect();
                 let again = routes::route(&format!("/targets/{}", parts.join("/")));
                 assert_eq!(again.as_ref(), Some(&route));
             }
