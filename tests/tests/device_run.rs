@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{anyhow, ensure};
 use fwtests::device::{Agent, CHECK, Health, PATIENCE, Scene};
 use fwtests::lie_server::{Lie, LieServer};
 use fwtests::world::Slots;
@@ -201,6 +203,28 @@ fn the_supervisor_passes_a_stop_on() -> anyhow::Result<()> {
     }
     agent.stop()?;
     ensure!(fs::read_to_string(scene.world.path("heard"))? == "stopped\n");
+    Ok(())
+}
+
+#[test]
+fn the_supervisor_outlives_a_lock_that_is_held_and_a_command_that_ends_at_once() -> anyhow::Result<()> {
+    let scene = Scene::provisioned(Slots::Dirs, CHECK)?;
+    let lock = fwdurable::Lock::exclusive(&scene.world.path("device/state/.lock"))?;
+    let arguments = ["boot", "--supervise", "--", "sh", "-c", "echo once >> ends"];
+    let mut started = scene.world.agent_command(&arguments);
+    let mut child = started.stderr(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(child.stderr.take().ok_or_else(|| anyhow!("no standard error"))?).lines();
+    let refused = lines.next().ok_or_else(|| anyhow!("the supervisor ended"))??;
+    ensure!(
+        refused.contains("cannot boot") && refused.contains("locked"),
+        "{refused}"
+    );
+    ensure!(!scene.world.path("ends").exists());
+    drop(lock);
+    let booted: Vec<_> = lines.by_ref().take(4).collect::<Result<_, _>>()?;
+    ensure!(booted.iter().all(|line| line.contains("booting slot a")), "{booted:?}");
+    ensure!(Command::new("kill").arg(child.id().to_string()).status()?.success());
+    ensure!(child.wait()?.success());
     Ok(())
 }
 

@@ -19,10 +19,10 @@ use crate::machine::slot::SlotId;
 use crate::output::Report;
 use crate::ports::PortError;
 
-/// Longest pause between a command that fails at once and the next boot.
+/// Longest pause between a command that ends at once and the next boot.
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
-/// A command that ran for so long did not fail at once.
-const STEADY: Duration = Duration::from_secs(60);
+/// A command that ran for so long did not end at once.
+const STEADY: Duration = Duration::from_secs(10);
 /// Time that a command has to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(50);
@@ -71,42 +71,53 @@ fn cannot_start(command: &Command, error: std::io::Error) -> Failure {
 }
 
 fn supervise(device: &Device, words: &[String]) -> Outcome<Report> {
-    let mut quick_failures = 0_u32;
-    while !device.stop.load(Ordering::Relaxed) {
-        let (slot, path) = choose(device)?;
-        eprintln!("fwagent: booting slot {slot}");
+    let stopping = || device.stop.load(Ordering::Relaxed);
+    let mut quick_ends = 0_u32;
+    while !stopping() {
         let started = Instant::now();
-        let mut command = command(words, &slot, &path);
-        let ended = match command.spawn() {
-            // A slot whose program cannot be started is a slot that failed to boot.
-            Err(error) => {
-                let failure = cannot_start(&command, error);
-                eprintln!("fwagent: slot {slot}: {}", chain(failure.error.as_ref()));
-                None
-            }
-            Ok(mut child) => wait(device, &mut child)?,
-        };
-        let well = ended.is_some_and(|status| status.success());
-        if let Some(status) = ended.filter(|status| !status.success()) {
-            eprintln!("fwagent: slot {slot}: the command ended with {status}");
+        match boot_once(device, words) {
+            Ok(()) => {}
+            Err(_) if stopping() => break,
+            // Another command may hold the lock, or the disk be full for a while: whoever depends on the supervisor is
+            // better served by another try.
+            Err(failure) => eprintln!("fwagent: cannot boot: {}", chain(failure.error.as_ref())),
         }
-        quick_failures = if well || started.elapsed() >= STEADY {
+        // Whatever the status: an agent that ends for a restart has run for a while, too.
+        quick_ends = if started.elapsed() >= STEADY {
             0
         } else {
-            quick_failures.saturating_add(1)
+            quick_ends.saturating_add(1)
         };
-        pause(device, back_off(quick_failures));
+        pause(device, back_off(quick_ends));
     }
     Ok(Report::done("stopped", object([("stopped", true.into())])))
 }
 
-fn back_off(quick_failures: u32) -> Duration {
-    match quick_failures {
-        0 => Duration::ZERO,
-        failures => Duration::from_millis(250)
-            .saturating_mul(2_u32.saturating_pow(failures.min(16) - 1))
-            .min(BACK_OFF_MAX),
+/// One boot, until its command ends. A slot whose program cannot be started is a slot that failed to boot.
+fn boot_once(device: &Device, words: &[String]) -> Outcome<()> {
+    let (slot, path) = choose(device)?;
+    eprintln!("fwagent: booting slot {slot}");
+    let mut command = command(words, &slot, &path);
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            let failure = cannot_start(&command, error);
+            eprintln!("fwagent: slot {slot}: {}", chain(failure.error.as_ref()));
+            return Ok(());
+        }
+    };
+    let status = wait(device, &mut child)?;
+    if !status.success() {
+        eprintln!("fwagent: slot {slot}: the command ended with {status}");
     }
+    Ok(())
+}
+
+/// The first few restarts are quick, because an update is two of them.
+fn back_off(quick_ends: u32) -> Duration {
+    Duration::from_millis(100)
+        .saturating_mul(2_u32.saturating_pow(quick_ends.saturating_sub(3).min(16)))
+        .min(BACK_OFF_MAX)
 }
 
 fn pause(device: &Device, pause: Duration) {
@@ -117,12 +128,12 @@ fn pause(device: &Device, pause: Duration) {
 }
 
 /// Waits for the command; passes a stop on to it and, when it does not heed that, kills it.
-fn wait(device: &Device, child: &mut Child) -> Outcome<Option<ExitStatus>> {
+fn wait(device: &Device, child: &mut Child) -> Outcome<ExitStatus> {
     let failed = |error: std::io::Error| PortError::environment("waiting for the command", Some(error.into()));
     let mut asked: Option<Instant> = None;
     loop {
         if let Some(status) = child.try_wait().map_err(failed)? {
-            return Ok(Some(status));
+            return Ok(status);
         }
         match asked {
             None if device.stop.load(Ordering::Relaxed) => {
@@ -147,10 +158,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slot_that_fails_at_once_is_not_started_in_a_tight_loop() {
-        assert_eq!(back_off(0), Duration::ZERO);
-        assert_eq!(back_off(1), Duration::from_millis(250));
-        assert_eq!(back_off(3), Duration::from_secs(1));
+    fn a_command_that_ends_at_once_is_not_started_in_a_tight_loop() {
+        assert_eq!([0, 1, 3].map(back_off), [Duration::from_millis(100); 3]);
+        assert_eq!(back_off(6), Duration::from_millis(800));
         assert_eq!(back_off(u32::MAX), BACK_OFF_MAX);
     }
 }
