@@ -153,7 +153,7 @@ pub fn load<E: From<KeyFileError>>(
     path: &Path,
     passphrase: impl FnOnce() -> Result<Option<Zeroizing<String>>, E>,
 ) -> Result<Loaded, E> {
-    parse(&*read(path)?, path, passphrase)
+    parse(&read(path)?, path, passphrase)
 }
 
 /// Reads the text of a key file that lies at `path`, as [`load`] does.

@@ -5,10 +5,12 @@
 //! publish: what a repository consists of          ->        judge           ->  writer, or the server's API
 //! ```
 
+mod api_error;
 pub mod bounded;
 pub mod cli;
 pub mod clock;
 pub mod cmd;
+mod code;
 pub mod example_keys;
 pub mod failure;
 pub mod judge;

@@ -2,7 +2,7 @@
 
 use fwmeta::json::Value;
 
-use crate::failure::Code;
+use crate::code::Code;
 
 /// Result of a command.
 #[derive(Debug)]

@@ -32,14 +32,13 @@ use crate::second_opinion::Expiry;
 use crate::writer::target_names;
 
 mod api;
-mod api_error;
 mod destination;
 mod tls;
 mod to_dir;
 mod to_server;
 
+pub use crate::api_error::ApiError;
 pub use api::{Api, ApiOptions};
-pub use api_error::ApiError;
 pub use to_dir::to_dir;
 pub use to_server::to_server;
 

@@ -38,7 +38,7 @@ pub fn encrypted(data: &[u8]) {
 
 fn der(data: &[u8], label: &'static str) {
     let document = SecretDocument::try_from(data);
-    if let Ok(text) = document.and_then(|document| Ok(document.to_pem(label, LineEnding::LF)?)) {
+    if let Ok(text) = document.and_then(|document| document.to_pem(label, LineEnding::LF)) {
         parse(&text);
     }
 }

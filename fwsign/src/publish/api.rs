@@ -21,9 +21,9 @@ use reqwest::blocking::{Client, RequestBuilder, Response};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
 
-use super::api_error::ApiError;
 use super::destination::{base_url, is_loopback, token};
 use super::tls;
+use crate::api_error::ApiError;
 
 /// Bytes of one request of an upload: what a broken connection can lose.
 const PIECE: usize = 4 << 20;

@@ -5,7 +5,7 @@ use std::path::Path;
 use reqwest::Url;
 use reqwest::header::HeaderValue;
 
-use super::api_error::ApiError;
+use crate::api_error::ApiError;
 use crate::bounded;
 
 /// Longest token file.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::failure::Code;
+use crate::code::Code;
 
 /// A request to the server failed.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +93,7 @@ pub enum ApiError {
 
 impl ApiError {
     /// Whether the same request may succeed later.
-    pub(super) fn is_transient(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Transfer { .. } => true,
             Self::Answer { status, .. } => matches!(status, 408 | 429 | 500..=599),
@@ -110,7 +110,7 @@ impl ApiError {
         }
     }
 
-    pub(super) fn retry_after(&self) -> Option<Duration> {
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Answer { retry_after, .. } => *retry_after,
             _ => None,
