@@ -200,7 +200,12 @@ fn read(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
 }
 
 fn check_cost(path: &Path, scheme: &EncryptionScheme) -> Result<(), KeyFileError> {
-    let cost = scheme.pbes2().and_then(|parameters| match &parameters.kdf {
+    let kdf = scheme.pbes2().map(|parameters| &parameters.kdf);
+    // The library would panic at 0; any other that is no power of two means nothing either (RFC 7914 §2).
+    if matches!(kdf, Some(Kdf::Scrypt(kdf)) if !kdf.cost_parameter.is_power_of_two()) {
+        return Err(KeyFileError::NotAKey { path: path.to_owned() });
+    }
+    let cost = kdf.and_then(|kdf| match kdf {
         Kdf::Pbkdf2(kdf) if kdf.iteration_count > ROUNDS_MAX => Some(format!("{} rounds", kdf.iteration_count)),
         Kdf::Scrypt(kdf) => {
             let bytes = kdf
