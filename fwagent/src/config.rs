@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use self::boot::BootConfig;
+use self::boot::BootSection;
 use crate::host::health::CheckConfig;
 use crate::host::http::HttpOptions;
 use crate::host::restart::Restart;
@@ -15,6 +17,8 @@ use crate::machine::boot::MAX_SLOTS;
 use crate::machine::plan::Identity;
 use crate::machine::schedule::Interval;
 use crate::machine::slot::SlotId;
+
+mod boot;
 
 /// Where the configuration is when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/fwagent/fwagent.toml";
@@ -34,6 +38,8 @@ pub struct Config {
     pub http: HttpOptions,
     /// Directory of the agent's state.
     pub state_dir: PathBuf,
+    /// The boot loader.
+    pub boot: BootConfig,
     /// Trial boots before the boot loader goes back.
     pub boot_attempts: u32,
     /// All slots.
@@ -99,7 +105,7 @@ struct File {
     server: Server,
     state: StateSection,
     #[serde(default)]
-    boot: Boot,
+    boot: BootSection,
     #[serde(default)]
     slot: Vec<Slot>,
     #[serde(default)]
@@ -138,28 +144,6 @@ struct Server {
 #[serde(deny_unknown_fields)]
 struct StateSection {
     dir: PathBuf,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Boot {
-    control: BootKind,
-    attempts: u32,
-}
-
-impl Default for Boot {
-    fn default() -> Self {
-        Self {
-            control: BootKind::File,
-            attempts: 3,
-        }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum BootKind {
-    File,
 }
 
 #[derive(Debug, Deserialize)]
@@ -264,7 +248,12 @@ impl Config {
         use std::io::Read;
         let read = std::fs::File::open(path).and_then(|file| {
             let mut text = String::new();
-            file.take(FILE_BYTES).read_to_string(&mut text)?;
+            file.take(FILE_BYTES + 1).read_to_string(&mut text)?;
+            if text.len() as u64 > FILE_BYTES {
+                // Cut, it might be another valid configuration.
+                let problem = format!("it is longer than the {FILE_BYTES} bytes allowed");
+                return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, problem));
+            }
             Ok(text)
         });
         let text = read.map_err(|source| ConfigError::Read {
@@ -331,9 +320,7 @@ impl File {
                 return problem(field, "is empty or contains /");
             }
         }
-        if !(1..=100).contains(&self.boot.attempts) {
-            return problem("boot.attempts", format!("is {}, not from 1 to 100", self.boot.attempts));
-        }
+        self.boot.check()?;
         if self.poll.interval_s == 0 || self.poll.retry_s == 0 {
             return problem("poll", "has an interval or retry of 0 seconds");
         }
@@ -430,9 +417,8 @@ impl File {
                 ..HttpOptions::default()
             },
             state_dir: base.join(self.state.dir),
-            boot_attempts: match self.boot.control {
-                BootKind::File => self.boot.attempts,
-            },
+            boot_attempts: self.boot.attempts(),
+            boot: self.boot.build(base, &slots)?,
             slots,
             interval: Interval {
                 poll: seconds(self.poll.interval_s),
@@ -495,6 +481,16 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_too_long_is_refused_not_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fwagent.toml");
+        for (padding, good) in [(1000, true), (FILE_BYTES as usize, false)] {
+            std::fs::write(&path, format!("{GOOD}\n#{}", "x".repeat(padding))).unwrap();
+            assert_eq!(Config::load(&path).is_ok(), good);
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_named() {
         for (change, expected) in [
             (("product = \"router\"", "product = \"a/b\""), "device.product"),
@@ -514,7 +510,7 @@ mod tests {
                 ("[state]", "[[health.check]]\nname = \"web\"\ncommand = []\n[state]"),
                 "health.check",
             ),
-            (("[state]", "[boot]\ncontrol = \"uboot\"\n[state]"), "uboot"),
+            (("[state]", "[boot]\ncontrol = \"lilo\"\n[state]"), "lilo"),
         ] {
             let text = GOOD.replacen(change.0, change.1, 1);
             let error = parse(&text).unwrap_err();

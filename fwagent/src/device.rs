@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use fwdurable::Lock;
 
-use crate::config::{Config, Confirm};
+use crate::config::{BootConfig, Config, Confirm};
 use crate::drive::{Driver, Observer, Ports, Setup};
 use crate::failure::{Code, Failure, Outcome};
 use crate::host::boot_file::BootFile;
@@ -15,6 +15,9 @@ use crate::host::clock::SystemClock;
 use crate::host::generation::GenerationStore;
 use crate::host::health::HealthChecks;
 use crate::host::http::Http;
+use crate::host::loader::grub::Grub;
+use crate::host::loader::uboot::Uboot;
+use crate::host::loader::{HostBoot, Loader};
 use crate::host::repository::HttpRepository;
 use crate::host::slots::HostSlots;
 use crate::host::state_file::StateFile;
@@ -51,9 +54,43 @@ impl Device {
         self.config.state_dir.join("metadata")
     }
 
-    /// The boot record.
-    pub fn boot(&self) -> BootFile {
-        BootFile::new(&self.config.state_dir)
+    /// The boot loader.
+    pub fn boot(&self) -> Box<dyn HostBoot> {
+        let (slots, attempts) = (self.config.slot_sets(), self.config.boot_attempts);
+        let dir = &self.config.state_dir;
+        match self.config.boot.clone() {
+            BootConfig::File => Box::new(BootFile::new(dir)),
+            BootConfig::Uboot {
+                fw_env_config,
+                byte_order,
+                running,
+            } => {
+                let medium = Uboot::new(fw_env_config, byte_order);
+                Box::new(Loader::new(medium, slots, attempts, running))
+            }
+            BootConfig::Grub { grubenv, running } => {
+                Box::new(Loader::new(Grub::new(grubenv, dir), slots, attempts, running))
+            }
+        }
+    }
+
+    /// The boot loader's half of boot control `file`.
+    ///
+    /// # Errors
+    /// [`Failure`] when another boot control is configured, whose loader chooses the slot itself.
+    pub fn boot_file(&self) -> Outcome<BootFile> {
+        if self.config.boot == BootConfig::File {
+            return Ok(BootFile::new(&self.config.state_dir));
+        }
+        Err(Failure {
+            code: Code::Usage,
+            error: format!(
+                "`fwagent boot` is the boot loader of control \"file\", and boot.control is \"{}\"",
+                self.config.boot.word()
+            )
+            .into(),
+            advice: Some("the boot loader of this device chooses the slot itself"),
+        })
     }
 
     /// The slots.
@@ -173,7 +210,7 @@ impl Device {
         let ports = Ports {
             states,
             slots: Box::new(self.slots()),
-            boot: Box::new(self.boot()),
+            boot: self.boot(),
             health,
             clock: Box::new(SystemClock),
             reboot: Box::new(self.config.restart.clone()),

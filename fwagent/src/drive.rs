@@ -301,6 +301,13 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
     /// [`DriveError`].
     pub fn power_on(&mut self) -> Result<Next, DriveError> {
         let view = self.ports.boot.view()?;
+        // Before any effect of the step, since a restart may be one: whatever else happens, there is this slot to go back
+        // to. A slot on trial is neither active nor confirmed.
+        if let Some(running) = &view.booted
+            && (*running == self.state.active || self.state.confirmed.contains_key(running))
+        {
+            self.ports.boot.replenish(running)?;
+        }
         self.dispatch(Event::PowerOn(view))
     }
 

@@ -218,6 +218,14 @@ pub trait BootControl {
     /// # Errors
     /// [`PortError`].
     fn confirm(&mut self, slot: &SlotId) -> Result<(), PortError>;
+
+    /// The confirmed `slot` runs: gives it back what a boot loader that counts every boot has taken.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn replenish(&mut self, _slot: &SlotId) -> Result<(), PortError> {
+        Ok(())
+    }
 }
 
 /// What the health checks found.

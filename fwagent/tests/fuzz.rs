@@ -7,12 +7,14 @@ use std::path::Path;
 use fwagent::config::Config;
 use fwagent::host::unpack::unpack;
 use fwagent::machine::boot::BootRecord;
+use fwagent::machine::grub_env::Block;
 use fwagent::machine::record;
+use fwagent::machine::uboot_config::Places;
 
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
-fwfuzz::tests!(targets: record 3000, boot 3000, config 3000, twin 500, generation 150, tar 3000, zstd 1000);
+fwfuzz::tests!(targets: record 3000, boot 3000, config 3000, twin 500, generation 150, tar 3000, zstd 1000, uboot 5000, grub 5000, fw_env 5000);
 
 /// Mutations of what is refused at once would reach nothing.
 #[test]
@@ -26,6 +28,12 @@ fn seeds_are_accepted() {
     }
     for path in seeds("boot") {
         BootRecord::decode(&std::fs::read(path).unwrap()).unwrap();
+    }
+    for path in seeds("grub") {
+        Block::decode(&std::fs::read(path).unwrap()).unwrap();
+    }
+    for path in seeds("fw_env") {
+        Places::parse(&std::fs::read_to_string(path).unwrap()).unwrap();
     }
     for path in seeds("config") {
         Config::load(&path).unwrap();

@@ -16,7 +16,12 @@ use fwagent::host::generation::GenerationStore;
 use fwagent::host::tree::{Node, Tree};
 use fwagent::host::unpack::unpack;
 use fwagent::machine::boot::{BootRecord, MAX_SLOTS};
+use fwagent::machine::grub_env::Block;
 use fwagent::machine::record;
+use fwagent::machine::slot::SlotId;
+use fwagent::machine::slot_vars::{self, SlotVars};
+use fwagent::machine::uboot_config::{MAX_ENV_BYTES, Places};
+use fwagent::machine::uboot_env::{ByteOrder, Environment, Format, Layout};
 use fwagent::ports::MetadataStore;
 use fwdurable::twin::{Loaded, Twin, TwinError};
 use fwmeta::client::Cache;
@@ -54,6 +59,98 @@ pub fn boot(data: &[u8]) {
             (before, after) => assert!(before == after && chosen == record.primary),
         }
         record = next;
+    }
+}
+
+/// The slots of the fuzzed variables.
+fn slots() -> [SlotId; 2] {
+    ["A", "B"].map(|name| SlotId::parse(name).expect("a name"))
+}
+
+/// An environment of U-Boot in any format, as the first byte says, with a checksum that matches: one that is accepted is
+/// written as it was read, and changes only where it is changed.
+pub fn uboot(data: &[u8]) {
+    let [flags, data @ ..] = data else { return };
+    let format = Format {
+        layout: if flags & 1 == 0 {
+            Layout::Single
+        } else {
+            Layout::Redundant
+        },
+        byte_order: if flags & 2 == 0 {
+            ByteOrder::Little
+        } else {
+            ByteOrder::Big
+        },
+    };
+    let checksum = crc32fast::hash(data);
+    let mut image = match format.byte_order {
+        ByteOrder::Little => checksum.to_le_bytes(),
+        ByteOrder::Big => checksum.to_be_bytes(),
+    }
+    .to_vec();
+    image.extend((format.layout == Layout::Redundant).then_some(*flags));
+    image.extend_from_slice(data);
+    // Without the checksum, too.
+    let _ = Environment::decode(data, format);
+    let Ok((environment, found)) = Environment::decode(&image, format) else {
+        return;
+    };
+    assert_eq!(environment.encode(format, found).as_ref(), Ok(&image));
+    changed(&environment, |environment| {
+        let image = environment.encode(format, found).ok()?;
+        Some(Environment::decode(&image, format).expect("written").0)
+    });
+}
+
+/// An environment block of GRUB: the same.
+pub fn grub(data: &[u8]) {
+    let Ok(block) = Block::decode(data) else { return };
+    assert_eq!(block.encode().expect("it was one").as_slice(), data);
+    changed(&block, |block| {
+        Some(Block::decode(&block.encode().ok()?).expect("written"))
+    });
+}
+
+/// Whatever the variables are: a slot that is armed is armed when it is read back, and one that is disabled is not.
+fn changed<V: SlotVars>(vars: &V, again: impl Fn(&V) -> Option<V>) {
+    let slots = slots();
+    let [first, second] = &slots;
+    let _ = slot_vars::view(vars, &slots, first);
+    let _ = slot_vars::primary(vars, &slots);
+    let mut armed = vars.clone();
+    if slot_vars::first(&mut armed, second, 1).is_err() {
+        assert!(vars.order().is_none_or(|order| std::str::from_utf8(&order).is_err()));
+        return;
+    }
+    let Some(mut armed) = again(&armed) else { return };
+    let view = slot_vars::view(&armed, &slots, first).expect("just written");
+    assert_eq!(view.armed.get(second), Some(&1));
+    if slot_vars::disable(&mut armed, second).is_ok()
+        && let Some(disabled) = again(&armed)
+    {
+        let view = slot_vars::view(&disabled, &slots, first);
+        assert!(view.is_ok_and(|view| !view.armed.contains_key(second)));
+    }
+}
+
+/// A `fw_env.config` that is accepted names one place or two that can be two copies.
+pub fn fw_env(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let places = match Places::parse(text) {
+        Ok(Places::Single(place)) => vec![place],
+        Ok(Places::Redundant([first, second])) => {
+            assert!(first.size == second.size && first != second);
+            vec![first, second]
+        }
+        Err(error) => {
+            assert!(error.line <= text.lines().count());
+            return;
+        }
+    };
+    for place in places {
+        assert!(place.path.is_absolute() && place.size <= MAX_ENV_BYTES);
+        assert!(place.offset >= 0 || place.offset.unsigned_abs() >= place.size as u64);
     }
 }
 

@@ -28,6 +28,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(50);
 
 pub fn run(device: &Device, args: &Boot) -> Outcome<Report> {
+    // Before a supervisor tries for ever.
+    device.boot_file()?;
     if args.supervise {
         return supervise(device, &args.command);
     }
@@ -42,8 +44,9 @@ pub fn run(device: &Device, args: &Boot) -> Outcome<Report> {
 }
 
 fn choose(device: &Device) -> Outcome<(SlotId, String)> {
+    let mut record = device.boot_file()?;
     let _lock = device.lock()?;
-    let slot = device.boot().power_on()?;
+    let slot = record.power_on()?;
     let path = device.slots().bootable_path(&slot, None);
     let path = path.ok_or_else(|| {
         Failure::new(

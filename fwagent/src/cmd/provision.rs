@@ -59,7 +59,7 @@ pub fn run(mut device: Device, args: &Provision, json: bool) -> Outcome<Report> 
     if let Some(primary) = device.boot().primary()?.filter(|primary| *primary != slot) {
         return Err(Failure {
             code: Code::Environment,
-            error: format!("the boot record boots slot {primary}, not slot {slot}").into(),
+            error: format!("the boot loader boots slot {primary}, not slot {slot}").into(),
             advice: Some("name the slot that is booted with --slot, or empty the state directory of a new device"),
         });
     }

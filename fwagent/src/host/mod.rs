@@ -6,6 +6,7 @@ pub mod dir_cache;
 pub mod generation;
 pub mod health;
 pub mod http;
+pub mod loader;
 pub mod notify;
 pub mod process;
 pub mod repository;

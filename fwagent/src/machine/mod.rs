@@ -6,14 +6,19 @@
 //! state + event                -> step  ->  state + effects one cell of the grid, or a listed refusal
 //! boot record                  -> boot  ->  slot + record   what a boot loader does
 //! state                        <-> record                   the bytes that survive a loss of power
+//! variables of a boot loader   -> slot_vars                  the same for U-Boot (uboot_env) and GRUB (grub_env)
 //! ```
 
 pub mod boot;
 pub mod floor;
+pub mod grub_env;
 pub mod plan;
 pub mod record;
 pub mod release;
 pub mod schedule;
 pub mod slot;
+pub mod slot_vars;
 pub mod state;
 pub mod step;
+pub mod uboot_config;
+pub mod uboot_env;

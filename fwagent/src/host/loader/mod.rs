@@ -1,0 +1,269 @@
+//! Boot loaders that keep their memory in variables: one control over two kinds of medium.
+//!
+//! ```text
+//! Loader  ->  slot_vars (pure: what the variables mean)
+//!         ->  Medium    uboot: single or redundant environment      grub: environment block with a shadow
+//!         ->  Running   the kernel command line: which slot runs
+//! ```
+//!
+//! These loaders choose by themselves; which slot they chose, they say on the kernel command line of what they booted.
+
+use std::path::PathBuf;
+
+use crate::host::boot_file::BootFile;
+use crate::machine::boot::BootView;
+use crate::machine::slot::SlotId;
+use crate::machine::slot_vars::{self, SlotVars, SlotVarsError};
+use crate::ports::{BootControl, PortError};
+
+pub mod grub;
+pub mod uboot;
+
+/// A boot control of a real device: besides what the driver needs, what the factory and readers do.
+pub trait HostBoot: BootControl {
+    /// The slot that the loader boots without the agent's doing; `None` on a new device.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn primary(&mut self) -> Result<Option<SlotId>, PortError>;
+
+    /// Sets a new device up: of the agent's slots only `slot` may be booted.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn create(&mut self, slot: &SlotId) -> Result<(), PortError>;
+
+    /// Like [`view`](BootControl::view), for readers without the lock: it never writes.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn peek(&self) -> Result<BootView, PortError>;
+}
+
+impl HostBoot for BootFile {
+    fn primary(&mut self) -> Result<Option<SlotId>, PortError> {
+        Self::primary(self)
+    }
+
+    fn create(&mut self, slot: &SlotId) -> Result<(), PortError> {
+        Self::create(self, slot)
+    }
+
+    fn peek(&self) -> Result<BootView, PortError> {
+        Self::peek(self)
+    }
+}
+
+/// Where variables lie.
+pub trait Medium {
+    /// The variables.
+    type Vars: SlotVars;
+
+    /// Reads the variables, and says whether [`mend`](Self::mend) is due. `running` is the slot that runs, if known.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn read(&self, running: Option<&SlotId>) -> Result<(Self::Vars, bool), PortError>;
+
+    /// Writes what [`read`](Self::read) made out of a damaged medium.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn mend(&mut self, vars: &Self::Vars) -> Result<(), PortError>;
+
+    /// Replaces the variables, durably, and reads them back. After a loss of power in the middle of it
+    /// [`read`](Self::read) gives the old ones or the new ones.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn write(&mut self, vars: &Self::Vars) -> Result<(), PortError>;
+}
+
+/// How to find out which slot runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// Parameter of the kernel command line.
+    pub parameter: String,
+    /// The kernel command line: `/proc/cmdline`.
+    pub cmdline: PathBuf,
+}
+
+impl Running {
+    /// The slot that the kernel command line names; one of `slots`.
+    ///
+    /// # Errors
+    /// [`PortError`] when it names none, another one, or two.
+    pub fn slot(&self, slots: &[SlotId]) -> Result<SlotId, PortError> {
+        let refused = |problem: String| {
+            let attempt = format!("finding the slot that runs in {}: {problem}", self.cmdline.display());
+            PortError::environment(attempt, None)
+        };
+        let text = std::fs::read(&self.cmdline).map_err(|error| {
+            let attempt = format!("finding the slot that runs in {}", self.cmdline.display());
+            PortError::environment(attempt, Some(error.into()))
+        })?;
+        let text = String::from_utf8_lossy(&text);
+        let mut found: Vec<&str> = text
+            .split_ascii_whitespace()
+            .take_while(|word| *word != "--")
+            .filter_map(|word| {
+                word.trim_matches('"')
+                    .strip_prefix(self.parameter.as_str())?
+                    .strip_prefix('=')
+            })
+            .map(|value| value.trim_matches('"'))
+            .collect();
+        found.dedup();
+        match found.as_slice() {
+            [] => Err(refused(format!("there is no {}=", self.parameter))),
+            [one] => slots
+                .iter()
+                .find(|slot| slot.as_str() == *one)
+                .cloned()
+                .ok_or_else(|| refused(format!("{}={one} is no slot of the configuration", self.parameter))),
+            _ => Err(refused(format!("{}= is there with different slots", self.parameter))),
+        }
+    }
+}
+
+/// Boot control over a medium with variables.
+#[derive(Debug)]
+pub struct Loader<M> {
+    medium: M,
+    slots: Vec<SlotId>,
+    attempts: u32,
+    running: Running,
+}
+
+impl<M: Medium> Loader<M> {
+    /// The boot loader that keeps its variables on `medium`. Confirmed slots get `attempts`, too, since the loader counts
+    /// every boot.
+    pub fn new(medium: M, slots: Vec<SlotId>, attempts: u32, running: Running) -> Self {
+        Self {
+            medium,
+            slots,
+            attempts,
+            running,
+        }
+    }
+
+    fn load(&mut self, running: Option<&SlotId>) -> Result<M::Vars, PortError> {
+        let (vars, damaged) = self.medium.read(running)?;
+        if damaged {
+            self.medium.mend(&vars)?;
+        }
+        Ok(vars)
+    }
+
+    /// Writes only what differs.
+    fn change(
+        &mut self,
+        attempt: &str,
+        change: impl FnOnce(&mut M::Vars) -> Result<(), SlotVarsError>,
+    ) -> Result<(), PortError> {
+        // In the factory nothing of the device may run yet.
+        let running = self.running.slot(&self.slots).ok();
+        let before = self.load(running.as_ref())?;
+        let mut after = before.clone();
+        change(&mut after).map_err(|error| PortError::environment(attempt, Some(error.into())))?;
+        if after == before {
+            return Ok(());
+        }
+        self.medium.write(&after)
+    }
+}
+
+fn seen(vars: &impl SlotVars, slots: &[SlotId], running: &SlotId) -> Result<BootView, PortError> {
+    slot_vars::view(vars, slots, running)
+        .map_err(|error| PortError::environment("reading the variables of the boot loader", Some(error.into())))
+}
+
+impl<M: Medium> BootControl for Loader<M> {
+    fn view(&mut self) -> Result<BootView, PortError> {
+        let running = self.running.slot(&self.slots)?;
+        let vars = self.load(Some(&running))?;
+        seen(&vars, &self.slots, &running)
+    }
+
+    fn disable(&mut self, slot: &SlotId) -> Result<(), PortError> {
+        self.change(&format!("disabling slot {slot}"), |vars| slot_vars::disable(vars, slot))
+    }
+
+    fn arm(&mut self, slot: &SlotId, attempts: u32) -> Result<(), PortError> {
+        self.change(&format!("arming slot {slot}"), |vars| {
+            slot_vars::first(vars, slot, attempts)
+        })
+    }
+
+    fn confirm(&mut self, slot: &SlotId) -> Result<(), PortError> {
+        let attempts = self.attempts;
+        self.change(&format!("confirming slot {slot}"), |vars| {
+            slot_vars::first(vars, slot, attempts)
+        })
+    }
+
+    fn replenish(&mut self, slot: &SlotId) -> Result<(), PortError> {
+        let attempts = self.attempts;
+        self.change(&format!("giving slot {slot} its boot attempts back"), |vars| {
+            slot_vars::replenish(vars, slot, attempts)
+        })
+    }
+}
+
+impl<M: Medium> HostBoot for Loader<M> {
+    fn primary(&mut self) -> Result<Option<SlotId>, PortError> {
+        let vars = self.load(None)?;
+        slot_vars::primary(&vars, &self.slots)
+            .map_err(|error| PortError::environment("reading the variables of the boot loader", Some(error.into())))
+    }
+
+    fn create(&mut self, slot: &SlotId) -> Result<(), PortError> {
+        let (slots, attempts) = (self.slots.clone(), self.attempts);
+        self.change("setting the boot loader up", |vars| {
+            slot_vars::create(vars, &slots, slot, attempts)
+        })
+    }
+
+    fn peek(&self) -> Result<BootView, PortError> {
+        let running = self.running.slot(&self.slots)?;
+        let (vars, _) = self.medium.read(Some(&running))?;
+        seen(&vars, &self.slots, &running)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_running_slot_is_named_once_or_not_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let running = Running {
+            parameter: "fwagent.slot".to_owned(),
+            cmdline: dir.path().join("cmdline"),
+        };
+        let slots = ["a", "b"].map(|name| SlotId::parse(name).unwrap());
+        assert!(running.slot(&slots).is_err());
+        for (text, expected) in [
+            ("root=/dev/sda2 fwagent.slot=b quiet\n", Ok("b")),
+            ("fwagent.slot=a fwagent.slot=a", Ok("a")),
+            ("\"fwagent.slot=a\"", Ok("a")),
+            ("fwagent.slot=\"a\"", Ok("a")),
+            ("fwagent.slot=a fwagent.slot=b", Err("different slots")),
+            ("fwagent.slot=c", Err("no slot of the configuration")),
+            ("fwagent.slot=", Err("no slot of the configuration")),
+            (
+                "xfwagent.slot=a fwagent.slots=a -- fwagent.slot=a",
+                Err("there is no fwagent.slot="),
+            ),
+        ] {
+            std::fs::write(&running.cmdline, text).unwrap();
+            match (running.slot(&slots), expected) {
+                (Ok(slot), Ok(expected)) => assert_eq!(slot.as_str(), expected),
+                (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
+                (found, _) => panic!("{text}: {found:?}"),
+            }
+        }
+    }
+}
