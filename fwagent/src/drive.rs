@@ -458,6 +458,10 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
         for effect in taken.effects {
             (self.observer)(&Notice::Effect(effect.clone()));
             let follows = match effect {
+                Effect::Clear(slot) => {
+                    self.ports.boot.disable(&slot)?;
+                    Some(Event::Cleared)
+                }
                 Effect::Disable(slot) => {
                     self.ports.boot.disable(&slot)?;
                     None

@@ -150,7 +150,7 @@ fn words(notice: &Notice) -> String {
 
 fn effect_words(effect: &Effect) -> String {
     match effect {
-        Effect::Disable(slot) => format!("disable slot {slot}"),
+        Effect::Clear(slot) | Effect::Disable(slot) => format!("disable slot {slot}"),
         Effect::Install => "write and read back".to_owned(),
         Effect::Arm(slot) => format!("arm slot {slot}"),
         Effect::CheckHealth(slot) => format!("check health of slot {slot}"),

@@ -149,7 +149,7 @@ fn value(device: &Device, state: &State, running: &SlotId) -> Value {
 fn why(state: &State) -> String {
     let text = match &state.phase {
         Phase::Idle => return String::new(),
-        Phase::Staging { .. } => "next: the installation goes on at the next poll",
+        Phase::Clearing { .. } | Phase::Staging { .. } => "next: the installation goes on at the next poll",
         Phase::Staged { .. } => "next: the slot is armed at the next start of the agent",
         Phase::Pending { .. } => "next: the device must restart into the new slot",
         Phase::Trial { .. } => "next: the health checks, or `fwagent confirm`, decide about the new software",

@@ -5,7 +5,7 @@ use fwmeta::json::{Value, object};
 use fwmeta::manifest::{Manifest, ManifestError, SemVer};
 
 use crate::machine::floor::BelowFloor;
-use crate::machine::state::State;
+use crate::machine::state::{Phase, State};
 
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,7 +198,7 @@ fn suits(release: &Release, identity: &Identity, state: &State, wish: &Wish) -> 
     }
     if let Some((_, underway)) = state.phase.update()
         && manifest == Some(underway.manifest_sha256)
-        && !matches!(state.phase, crate::machine::state::Phase::Staging { .. })
+        && !matches!(state.phase, Phase::Clearing { .. } | Phase::Staging { .. })
     {
         return Err(Verdict::InProgress);
     }

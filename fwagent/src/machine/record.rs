@@ -144,6 +144,10 @@ fn read_phase(value: &Value) -> Option<Phase> {
     let slot = || slot(value, "slot");
     Some(match value.get("name")?.as_str()? {
         "idle" => Phase::Idle,
+        "clearing" => Phase::Clearing {
+            slot: slot()?,
+            release: release()?,
+        },
         "staging" => Phase::Staging {
             slot: slot()?,
             release: release()?,

@@ -39,6 +39,13 @@ pub struct State {
 pub enum Phase {
     /// Nothing: the confirmed software runs.
     Idle,
+    /// The boot loader is about to be told not to choose the slot, whose content is as it was.
+    Clearing {
+        /// The slot.
+        slot: SlotId,
+        /// What will go into it.
+        release: ReleaseRef,
+    },
     /// The slot is disabled and being written.
     Staging {
         /// The slot.
@@ -99,6 +106,7 @@ impl Phase {
     pub fn word(&self) -> &'static str {
         match self {
             Self::Idle => "idle",
+            Self::Clearing { .. } => "clearing",
             Self::Staging { .. } => "staging",
             Self::Staged { .. } => "staged",
             Self::Pending { .. } => "pending",
@@ -113,7 +121,8 @@ impl Phase {
     pub fn update(&self) -> Option<(&SlotId, &ReleaseRef)> {
         match self {
             Self::Idle | Self::RollingBack { .. } => None,
-            Self::Staging { slot, release }
+            Self::Clearing { slot, release }
+            | Self::Staging { slot, release }
             | Self::Staged { slot, release }
             | Self::Pending { slot, release, .. }
             | Self::Trial { slot, release }
@@ -208,13 +217,16 @@ impl State {
     pub fn slot(&self, slot: &SlotId) -> (SlotStatus, Option<&ReleaseRef>) {
         if let Some((updated, release)) = self.phase.update()
             && updated == slot
+            && !matches!(self.phase, Phase::Clearing { .. })
         {
             let status = match &self.phase {
                 Phase::Staged { .. } => SlotStatus::Staged,
                 Phase::Pending { .. } => SlotStatus::Pending,
                 Phase::Trial { .. } | Phase::Confirming { .. } => SlotStatus::Tentative,
                 Phase::FallingBack { .. } => SlotStatus::Bad,
-                Phase::Idle | Phase::RollingBack { .. } | Phase::Staging { .. } => SlotStatus::Empty,
+                Phase::Idle | Phase::Clearing { .. } | Phase::RollingBack { .. } | Phase::Staging { .. } => {
+                    SlotStatus::Empty
+                }
             };
             return (status, Some(release));
         }

@@ -1,15 +1,15 @@
 //! The device state machine: a state and an event give the next state and effects, or a refusal.
 //!
 //! ```text
-//!            Planned            Installed          Armed              PowerOn (in the new slot)
-//!   Idle ------------> Staging ----------> Staged -------> Pending ---------------------------> Trial
-//!     ^   disable, install       arm               reboot                  check health           |
-//!     |                                                                                           |
-//!     |   Confirmed                        HealthPassed, ConfirmAsked                             |
-//!     +<----------- Confirming <------------------------------------------------------------------+
-//!     |   floors rise            confirm                                                          |
-//!     |   PowerOn (in the old slot)        HealthFailed, RollbackAsked                            |
-//!     +<----------- FallingBack <-----------------------------------------------------------------+
+//!        Planned           Cleared           Installed         Armed           PowerOn (in the new slot)
+//!   Idle ------> Clearing ---------> Staging ----------> Staged ------> Pending ------------------> Trial
+//!     ^   clear            install            arm               reboot              check health      |
+//!     |                                                                                               |
+//!     |   Confirmed                        HealthPassed, ConfirmAsked                                 |
+//!     +<----------- Confirming <----------------------------------------------------------------------+
+//!     |   floors rise            confirm                                                              |
+//!     |   PowerOn (in the old slot)        HealthFailed, RollbackAsked                                |
+//!     +<----------- FallingBack <---------------------------------------------------------------------+
 //!     |   reject                 disable, reboot
 //!     +<----------- RollingBack <--- RollbackAsked when idle: confirm the other slot, reboot
 //! ```
@@ -38,6 +38,8 @@ pub enum Event {
         /// Which.
         release: ReleaseRef,
     },
+    /// The boot loader does not choose the slot that is to be written.
+    Cleared,
     /// All images are in the slot and were read back.
     Installed,
     /// The slot could not be written.
@@ -72,6 +74,8 @@ pub enum Event {
 /// Something to be done. Each may run twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
+    /// Make sure that the boot loader does not choose the slot that is to be written; gives `Cleared`.
+    Clear(SlotId),
     /// Make sure that the boot loader does not choose the slot.
     Disable(SlotId),
     /// Write the images of the update in progress and read them back; gives `Installed` or `InstallFailed`.
@@ -134,6 +138,7 @@ impl Event {
         match self {
             Self::PowerOn(_) => "power-on",
             Self::Planned { .. } => "a new update",
+            Self::Cleared => "clearing a slot",
             Self::Installed | Self::InstallFailed { .. } => "the end of an installation",
             Self::Armed { .. } => "arming",
             Self::HealthPassed | Self::HealthFailed { .. } => "a health verdict",
@@ -154,10 +159,17 @@ pub fn step(state: &State, event: Event, at: UtcSeconds) -> Result<Step, Refusal
     };
     match (state.phase.clone(), event) {
         (_, Event::PowerOn(view)) => power_on(state, &view, at),
-        (
-            Phase::Idle | Phase::Staging { .. } | Phase::Staged { .. } | Phase::Pending { .. },
-            Event::Planned { slot, release },
-        ) => planned(state, slot, release),
+        // What is armed is tried first: until then its slot may be booted, and must not be written.
+        (Phase::Idle | Phase::Clearing { .. } | Phase::Staging { .. }, Event::Planned { slot, release }) => {
+            planned(state, slot, release)
+        }
+        (Phase::Clearing { slot, release }, Event::Cleared) => {
+            let mut next = state.clone();
+            next.confirmed.remove(&slot);
+            next.bad.remove(&slot);
+            next.phase = Phase::Staging { slot, release };
+            Ok(step_of(next, vec![Effect::Install]))
+        }
         (Phase::Staging { slot, release }, Event::Installed) => {
             let arm = Effect::Arm(slot.clone());
             Ok(to(state, Phase::Staged { slot, release }, vec![arm]))
@@ -194,7 +206,10 @@ pub fn step(state: &State, event: Event, at: UtcSeconds) -> Result<Step, Refusal
         // The boot loader knows; that the device runs the other slot is believed only after the restart.
         (Phase::RollingBack { .. }, Event::Confirmed) => Ok(step_of(state.clone(), vec![])),
         (
-            Phase::Staging { slot, release } | Phase::Staged { slot, release } | Phase::Pending { slot, release, .. },
+            Phase::Clearing { slot, release }
+            | Phase::Staging { slot, release }
+            | Phase::Staged { slot, release }
+            | Phase::Pending { slot, release, .. },
             Event::RollbackAsked,
         ) => {
             let mut next = state.clone();
@@ -225,12 +240,17 @@ fn planned(state: &State, slot: SlotId, release: ReleaseRef) -> Result<Step, Ref
     }
     // Judged before, when the release was chosen; but what is written here may become bootable.
     state.floors.permit_install(&release.channel, release.sequence)?;
-    let mut next = state.clone();
-    next.confirmed.remove(&slot);
-    next.bad.remove(&slot);
-    let disable = Effect::Disable(slot.clone());
-    next.phase = Phase::Staging { slot, release };
-    Ok(step_of(next, vec![disable, Effect::Install]))
+    if matches!(&state.phase, Phase::Staging { slot: staged, .. } if *staged == slot) {
+        // Cleared already; what it holds is undefined.
+        let disable = Effect::Disable(slot.clone());
+        return Ok(to(
+            state,
+            Phase::Staging { slot, release },
+            vec![disable, Effect::Install],
+        ));
+    }
+    let clear = Effect::Clear(slot.clone());
+    Ok(to(state, Phase::Clearing { slot, release }, vec![clear]))
 }
 
 fn fall_back(state: &State, slot: SlotId, release: ReleaseRef, reason: &str, log: &str) -> Step {
@@ -308,6 +328,8 @@ fn power_on(state: &State, view: &BootView, at: UtcSeconds) -> Result<Step, Refu
     let in_active = running == state.active;
     match state.phase.clone() {
         Phase::Idle => idle_power_on(state, running, at),
+        // Nothing was written yet: the slot is what it was, whether or not the boot loader was told.
+        Phase::Clearing { .. } => idle_power_on(&to(state, Phase::Idle, vec![]).state, running, at),
         // Goes on when the next poll plans it again.
         Phase::Staging { slot, .. } if in_active => Ok(step_of(state.clone(), vec![Effect::Disable(slot)])),
         Phase::Staged { slot, .. } if in_active => Ok(step_of(state.clone(), vec![Effect::Arm(slot)])),

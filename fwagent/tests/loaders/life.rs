@@ -67,6 +67,10 @@ impl Device<'_> {
             self.breath()?;
             let mut control = self.loader.control();
             let follows = match effect {
+                Effect::Clear(slot) => {
+                    done(control.disable(&slot));
+                    Some(Event::Cleared)
+                }
                 Effect::Disable(slot) => {
                     done(control.disable(&slot));
                     None
@@ -112,13 +116,6 @@ impl Device<'_> {
         if self.breath().is_ok() {
             if running == self.state.active || self.state.confirmed.contains_key(&running) {
                 self.loader.control().replenish(&running).unwrap();
-            }
-            if matches!(&self.state.phase, Phase::Staging { slot, .. } if *slot == running) {
-                // A listed refusal. The power went between the record that this slot is replaced and its disabling, and then
-                // again until the active slot had no attempts left. Nothing was written; an operator goes back.
-                let active = self.state.active.clone();
-                self.loader.control().confirm(&active).unwrap();
-                return running;
             }
             // Dark or a restart: either way the next thing is the next boot.
             let ended = self.tell(Event::PowerOn(view));

@@ -67,6 +67,7 @@ fn after(state: &State, events: impl IntoIterator<Item = Event>) -> Step {
 fn to_trial() -> Vec<Event> {
     vec![
         planned(2),
+        Event::Cleared,
         Event::Installed,
         Event::Armed { attempts: 3 },
         booted("b", Some(2)),
@@ -77,7 +78,9 @@ fn to_trial() -> Vec<Event> {
 fn an_update_from_plan_to_confirmation() {
     let start = device();
     let step = after(&start, [planned(2)]);
-    assert_eq!(step.effects, [Effect::Disable(slot("b")), Effect::Install]);
+    assert_eq!(step.effects, [Effect::Clear(slot("b"))]);
+    let step = after(&step.state, [Event::Cleared]);
+    assert_eq!(step.effects, [Effect::Install]);
     let step = after(&step.state, [Event::Installed]);
     assert_eq!(step.effects, [Effect::Arm(slot("b"))]);
     let step = after(&step.state, [Event::Armed { attempts: 3 }]);
@@ -114,7 +117,7 @@ fn a_failed_check_falls_back_and_the_release_is_rejected() {
 
 #[test]
 fn used_up_attempts_are_a_fall_back_and_a_missing_restart_is_not() {
-    let pending = after(&device(), to_trial().into_iter().take(3)).state;
+    let pending = after(&device(), to_trial().into_iter().take(4)).state;
     let again = after(&pending, [booted("a", Some(3))]);
     assert_eq!((again.state, again.effects), (pending.clone(), vec![Effect::Reboot]));
     for (left, in_trial) in [(Some(0), false), (None, false), (Some(1), false), (Some(0), true)] {
@@ -139,6 +142,34 @@ fn a_cut_between_verdict_and_confirmation_is_finished_or_forgotten_but_never_rej
     assert_eq!(back.phase, Phase::Idle);
     assert!(back.rejection(&[2; 32]).is_none());
     assert_eq!(back.floors, device().floors);
+}
+
+#[test]
+fn a_slot_that_was_to_be_written_and_boots_before_it_was_cleared_is_what_it_was() {
+    let updated = after(
+        &device(),
+        to_trial().into_iter().chain([Event::HealthPassed, Event::Confirmed]),
+    )
+    .state;
+    let next = Event::Planned {
+        slot: slot("a"),
+        release: release(3, 0),
+    };
+    let clearing = after(&updated, [next]).state;
+    assert_eq!(clearing.slot(&slot("a")).0, SlotStatus::Confirmed);
+    // The loader counted the active slot out before it was told: the earlier software runs and is active now.
+    let back = after(&clearing, [booted("a", None)]);
+    assert_eq!(
+        (back.state.active.clone(), back.state.phase.clone()),
+        (slot("a"), Phase::Idle)
+    );
+    assert_eq!(back.state.floors, updated.floors);
+    // Once it was cleared nobody may boot it: what it holds is undefined.
+    let staging = after(&clearing, [Event::Cleared]).state;
+    assert!(matches!(
+        step(&staging, booted("a", None), AT),
+        Err(Refusal::UnexpectedSlot { .. })
+    ));
 }
 
 #[test]
@@ -209,7 +240,7 @@ fn phases() -> Vec<State> {
         states.push(after(&device(), events[..end].iter().cloned()).state);
     }
     states.push(after(&device(), to_trial().into_iter().chain([failed()])).state);
-    let confirmed = after(&states[5], [Event::Confirmed]).state;
+    let confirmed = after(&states[6], [Event::Confirmed]).state;
     states.push(after(&confirmed, [Event::RollbackAsked]).state);
     states
 }
@@ -226,6 +257,7 @@ fn all_events() -> Vec<Event> {
         }),
         planned(2),
         planned(3),
+        Event::Cleared,
         Event::Installed,
         Event::InstallFailed {
             reason: "digest".to_owned(),
@@ -242,17 +274,18 @@ fn all_events() -> Vec<Event> {
 
 #[test]
 fn every_cell_is_the_transition_or_refusal_listed_here() {
-    // One row a phase, one column an event of `all_events`: i idle, s staging, S staged, p pending, t trial,
+    // One row a phase, one column an event of `all_events`: i idle, l clearing, s staging, S staged, p pending, t trial,
     // c confirming, f falling back, r rolling back, - refused.
     let grid = [
-        ("idle", "ii--i" /* power-on */, "ss--------"),
-        ("staging", "ss--s", "ssSi-----i"),
-        ("staged", "SSttS", "ss--p----i"),
-        ("pending", "pitti", "ss-------i"),
-        ("trial", "iitti", "-----cf-cf"),
-        ("confirming", "iicci", "-------i--"),
-        ("falling-back", "iiffi", "----------"),
-        ("rolling-back", "iirrr", "-------r--"),
+        ("idle", "ii--i" /* power-on */, "ll---------"),
+        ("clearing", "ii--i", "lls-------i"),
+        ("staging", "ss--s", "ss-Si-----i"),
+        ("staged", "SSttS", "-----p----i"),
+        ("pending", "pitti", "----------i"),
+        ("trial", "iitti", "------cf-cf"),
+        ("confirming", "iicci", "--------i--"),
+        ("falling-back", "iiffi", "-----------"),
+        ("rolling-back", "iirrr", "--------r--"),
     ];
     let states = phases();
     assert_eq!(states.len(), grid.len());
@@ -265,6 +298,7 @@ fn every_cell_is_the_transition_or_refusal_listed_here() {
                 Err(_) => '-',
                 Ok(step) => match step.state.phase {
                     Phase::Idle => 'i',
+                    Phase::Clearing { .. } => 'l',
                     Phase::Staging { .. } => 's',
                     Phase::Staged { .. } => 'S',
                     Phase::Pending { .. } => 'p',
@@ -321,6 +355,13 @@ impl Device {
                 return;
             }
             let follows = match effect {
+                Effect::Clear(slot) => {
+                    if !spend(budget) {
+                        return;
+                    }
+                    self.boot = self.boot.disabled(&slot);
+                    Some(Event::Cleared)
+                }
                 Effect::Disable(slot) => {
                     if !spend(budget) {
                         return;
