@@ -152,20 +152,13 @@ struct Slot {
     name: String,
     #[serde(default = "system")]
     class: String,
-    kind: Kind,
+    kind: SlotKind,
     path: PathBuf,
     size: Option<u64>,
 }
 
 fn system() -> String {
     "system".to_owned()
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Kind {
-    File,
-    Dir,
 }
 
 #[derive(Debug, Deserialize)]
@@ -386,10 +379,7 @@ impl File {
             slots.push(SlotConfig {
                 slot: SlotId::parse(&slot.name).or_else(|error| problem("slot.name", error.to_string()))?,
                 class: slot.class,
-                kind: match slot.kind {
-                    Kind::File => SlotKind::File,
-                    Kind::Dir => SlotKind::Dir,
-                },
+                kind: slot.kind,
                 path: base.join(slot.path),
                 size: slot.size,
             });

@@ -1,47 +1,19 @@
 //! A device in memory: the trusted metadata that it stores, and one client per update cycle, as the agent has it.
 
-use std::collections::BTreeMap;
-use std::convert::Infallible;
-
-use fwmeta::client::{Cache, Client, ClientError, Refreshed};
+use fwmeta::client::{Client, ClientError, MemoryCache, Refreshed};
 use fwmeta::role::{Metadata, RoleName, Root, Snapshot, Targets, Timestamp};
 use fwmeta::target::{TargetFile, TargetPath};
 use fwmeta::time::UtcSeconds;
 
 use crate::repo_sim::{NOW, RepoSim};
 
-/// Trusted metadata by role, bytes as they were stored.
-pub type Store = BTreeMap<RoleName, Vec<u8>>;
-
 /// The device.
 #[derive(Debug, Clone)]
 pub struct SimDevice {
     /// What it trusts.
-    pub store: Store,
+    pub store: MemoryCache,
     /// Its clock.
     pub now: UtcSeconds,
-}
-
-/// [`Store`] as the client wants it.
-#[derive(Debug)]
-pub struct MemoryCache<'a>(pub &'a mut Store);
-
-impl Cache for MemoryCache<'_> {
-    type Error = Infallible;
-
-    fn load(&mut self, role: &RoleName) -> Result<Option<Vec<u8>>, Infallible> {
-        Ok(self.0.get(role).cloned())
-    }
-
-    fn store(&mut self, role: &RoleName, bytes: &[u8]) -> Result<(), Infallible> {
-        self.0.insert(role.clone(), bytes.to_vec());
-        Ok(())
-    }
-
-    fn remove(&mut self, role: &RoleName) -> Result<(), Infallible> {
-        self.0.remove(role);
-        Ok(())
-    }
 }
 
 impl SimDevice {
@@ -49,7 +21,7 @@ impl SimDevice {
     pub fn new(sim: &mut RepoSim) -> Self {
         let root = sim.served("root", 1).clone();
         Self {
-            store: [(RoleName::root(), root)].into(),
+            store: MemoryCache([(RoleName::root(), root)].into()),
             now: NOW,
         }
     }
@@ -64,9 +36,9 @@ impl SimDevice {
     pub fn client<'a>(
         &'a mut self,
         sim: &'a mut RepoSim,
-    ) -> Result<Client<&'a mut RepoSim, MemoryCache<'a>>, ClientError> {
-        let root = self.store.get(&RoleName::root()).cloned().expect("a stored root");
-        Client::new(sim, MemoryCache(&mut self.store), &root, self.now)
+    ) -> Result<Client<&'a mut RepoSim, &'a mut MemoryCache>, ClientError> {
+        let root = self.store.0.get(&RoleName::root()).cloned().expect("a stored root");
+        Client::new(sim, &mut self.store, &root, self.now)
     }
 
     /// One update cycle over the top-level roles.
@@ -95,7 +67,7 @@ impl SimDevice {
     /// # Panics
     /// When what is stored is not that role's metadata: then something unverified was stored.
     pub fn version(&self, role: &str) -> Option<u64> {
-        let bytes = self.store.get(&RoleName::parse(role).expect("a role name"))?;
+        let bytes = self.store.0.get(&RoleName::parse(role).expect("a role name"))?;
         Some(match role {
             "root" => parse::<Root>(bytes),
             "timestamp" => parse::<Timestamp>(bytes),

@@ -52,7 +52,7 @@ fn arbitrary_software_signed_by_a_stranger() {
     assert_eq!(device.version("router"), Some(1));
     for role in ["root", "targets"] {
         let role = fwmeta::role::RoleName::parse(role).unwrap();
-        assert_eq!(device.store[&role], before[&role]);
+        assert_eq!(device.store.0[&role], before.0[&role]);
     }
 
     sim.signers.insert("router".to_owned(), owner.unwrap());
@@ -120,7 +120,7 @@ fn rollback_of_snapshot_after_the_stored_timestamp_was_lost() {
     let mut old = sim.timestamp.clone();
     sim.publish(&["snapshot", "timestamp"]);
     device.refresh(&mut sim).unwrap();
-    device.store.remove(&fwmeta::role::RoleName::timestamp());
+    device.store.0.remove(&fwmeta::role::RoleName::timestamp());
     old.version = 9;
     sim.timestamp = old;
     sim.publish_as_is("timestamp");

@@ -48,7 +48,7 @@ fn the_first_cycle_asks_for_each_role_once_and_stores_the_bytes_as_received() {
         ["2.root.json", "timestamp.json", "1.snapshot.json", "1.targets.json"]
     );
     for role in ["root", "timestamp", "snapshot", "targets"] {
-        let stored = &device.store[&RoleName::parse(role).unwrap()];
+        let stored = &device.store.0[&RoleName::parse(role).unwrap()];
         assert_eq!(stored, sim.served(role, 1), "{role}");
     }
 }
@@ -138,7 +138,7 @@ fn a_broken_link_keeps_the_chain_up_to_it() {
     };
     assert_eq!(delegator, RoleName::root());
     assert_eq!(device.version("root"), Some(2));
-    assert_eq!(device.store.len(), 1);
+    assert_eq!(device.store.0.len(), 1);
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn the_type_of_metadata_is_checked_though_keys_and_content_fit() {
         matches!(reason, Refusal::Malformed(RoleError::Type { .. })),
         "{reason:?}"
     );
-    assert_eq!(device.store.len(), 1);
+    assert_eq!(device.store.0.len(), 1);
 }
 
 #[test]

@@ -28,16 +28,14 @@ pub fn run(mut device: Device, args: &Check, json: bool) -> Outcome<Report> {
 /// refused is code 1.
 pub fn report(checked: &Checked, wish: &Wish) -> Report {
     let json = to_value(checked);
+    let problems: Vec<_> = checked.problems.iter().map(|error| chain(error)).collect();
     if let Some(offer) = &checked.offer {
         let text = format!(
             "{} (sequence {}) can be installed: at most {} to download\n{}",
             offer.release.version,
             offer.release.sequence,
             size(offer.download_bytes()),
-            lines(
-                &checked.considered,
-                &checked.problems.iter().map(|error| chain(error)).collect::<Vec<_>>()
-            )
+            lines(&checked.considered, &problems)
         );
         return Report::done(text, json);
     }
@@ -62,7 +60,6 @@ pub fn report(checked: &Checked, wish: &Wish) -> Report {
             ),
         },
     };
-    let problems: Vec<_> = checked.problems.iter().map(|error| chain(error)).collect();
     Report {
         text: format!("{first}\n{}", lines(&checked.considered, &problems)),
         json,

@@ -144,7 +144,8 @@ fn await_operator(device: &mut Device, waiter: &mut Waiter, until: Instant, json
             return Ok(Next::Continue);
         }
         if manual_deadline(device, until)?.is_none() {
-            return resume(device, json);
+            // Another command has decided. When it asked for a restart, this process must make way for it.
+            return power_on(device, json);
         }
     }
     let _lock = device.lock()?;
@@ -158,11 +159,6 @@ fn await_operator(device: &mut Device, waiter: &mut Waiter, until: Instant, json
         log: String::new(),
     };
     Ok(driver.tell(event)?)
-}
-
-/// Another command has decided. When it asked for a restart, this process must make way for it.
-fn resume(device: &mut Device, json: bool) -> Outcome<Next> {
-    power_on(device, json)
 }
 
 /// Waits, and hears signals while it does. A waiting agent does not wake up for anything else.

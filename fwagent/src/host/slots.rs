@@ -24,7 +24,8 @@ mod image;
 use image::ImageReader;
 
 /// How a slot holds an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SlotKind {
     /// The image's bytes are those of a plain file.
     File,
