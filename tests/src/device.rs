@@ -24,6 +24,17 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Health check out of the slot: every release of a tree brings its own.
 pub const CHECK: &str = "\n[[health.check]]\nname = \"own\"\ncommand = [\"{slot}/check\"]\ntimeout_s = 60\n";
 
+/// The health check of a device with such slots: out of the slot for a tree, and of an image its last bytes.
+pub fn check_of(slots: Slots) -> &'static str {
+    match slots {
+        Slots::Dirs => CHECK,
+        Slots::Files => {
+            "\n[[health.check]]\nname = \"byte\"\ncommand = [\"sh\", \"-c\", \"! tail -c 3 \\\"$0\\\" | grep -q bad\", \
+             \"{slot}\"]\n"
+        }
+    }
+}
+
 /// A world in a temporary directory, whose vendor has keys and a repository, and whose server runs.
 #[derive(Debug)]
 pub struct Scene {
@@ -151,6 +162,56 @@ impl Scene {
         self.world.release(version, &image, more)?;
         self.world.publish()?;
         Ok(image)
+    }
+
+    /// Releases and publishes a tree or an image that does so under [`check_of`].
+    ///
+    /// # Errors
+    /// When a step fails.
+    pub fn publish_either(&self, slots: Slots, version: &str, health: Health) -> anyhow::Result<()> {
+        match slots {
+            Slots::Dirs => {
+                self.publish_tree(version, health, &[])?;
+            }
+            Slots::Files => {
+                let image = self.world.path(&format!("{version}.img"));
+                let mut bytes = noise(version, 300_000);
+                bytes.extend_from_slice(if health == Health::Bad { b"bad" } else { b"ok" });
+                fs::write(&image, bytes)?;
+                self.world.release(version, &image, &[])?;
+                self.world.publish()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that what was booted is, byte for byte, what the record says, and that no floor has fallen; the status.
+    ///
+    /// # Errors
+    /// When it is not so.
+    pub fn sound(&self, slots: Slots, slot: &str, floors: &mut Value) -> anyhow::Result<Value> {
+        let status = self.world.status()?;
+        ensure!(status["running"] == slot, "{slot} was booted: {status}");
+        let version = status["running_release"]["version"].as_str();
+        let version = version.with_context(|| format!("slot {slot} was booted, which holds nothing: {status}"))?;
+        let equal = match slots {
+            Slots::Dirs => {
+                let held = fs::canonicalize(self.world.path(&format!("device/slot-{slot}/current")))?;
+                files_of(&held)? == files_of(&self.world.path(&format!("build/{version}")))?
+            }
+            Slots::Files => {
+                let held = fs::read(self.world.path(&format!("device/slot-{slot}.img")))?;
+                held == fs::read(self.world.path(&format!("{version}.img")))?
+            }
+        };
+        ensure!(equal, "slot {slot} is not {version}");
+        ensure!(
+            floors_at_least(&status["floors"], floors),
+            "floors fell from {floors} to {}",
+            status["floors"]
+        );
+        *floors = status["floors"].clone();
+        Ok(status)
     }
 
     /// Chooses a slot and spends an attempt, as a boot loader does; the slot's name.
@@ -284,6 +345,19 @@ pub fn files_of(root: &Path) -> anyhow::Result<Files> {
         !(path.ends_with(".lock") || path.ends_with("last-check.json") || path.starts_with("/state/downloads"))
     });
     Ok(files)
+}
+
+/// Whether no floor of a status is below that of an earlier one.
+pub fn floors_at_least(now: &Value, before: &Value) -> bool {
+    let number = |value: &Value| value.as_u64().unwrap_or_default();
+    let component = |floors: &Value, field: &str| number(&floors["components"][0][field]);
+    let metadata = |role: &str| number(&now[role]["version"]) >= number(&before[role]["version"]);
+    number(&now["root"]) >= number(&before["root"])
+        && metadata("timestamp")
+        && metadata("snapshot")
+        && now["time"].as_str() >= before["time"].as_str()
+        && component(now, "sequence") >= component(before, "sequence")
+        && component(now, "security") >= component(before, "security")
 }
 
 /// Names the files that differ, if any.

@@ -2,14 +2,11 @@
 //! fall, and left alone it ends on the newest release.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use fwtests::device::{Agent, CHECK, Health, Scene, files_of, noise};
+use fwtests::device::{Agent, Health, Scene, check_of, files_of, floors_at_least};
 use fwtests::world::Slots;
-use serde_json::Value;
 
 /// Times that the agent is killed in one test.
 const KILLS: u32 = 45;
@@ -50,14 +47,7 @@ fn seed(usual: u64) -> anyhow::Result<u64> {
 }
 
 fn storm(slots: Slots, seed: u64) -> anyhow::Result<()> {
-    let check = match slots {
-        Slots::Dirs => CHECK,
-        // An image brings no check; a bad one is known by a byte.
-        Slots::Files => {
-            "\n[[health.check]]\nname = \"byte\"\ncommand = [\"sh\", \"-c\", \"! tail -c 3 \\\"$0\\\" | grep -q bad\", \
-             \"{slot}\"]\n"
-        }
-    };
+    let check = check_of(slots);
     let scene = Scene::provisioned(slots, &format!("{check}\n[boot]\nattempts = 4\n"))?;
     let mut random = Random(seed);
     let mut floors = scene.world.status()?["floors"].clone();
@@ -67,11 +57,12 @@ fn storm(slots: Slots, seed: u64) -> anyhow::Result<()> {
     for kill in 0..KILLS {
         if kill % PER_RELEASE == 0 {
             published += 1;
-            publish(&scene, slots, &format!("1.{published}.0"), published % 3 == 0)?;
+            let health = if published % 3 == 0 { Health::Bad } else { Health::Good };
+            scene.publish_either(slots, &format!("1.{published}.0"), health)?;
         }
         let context = || format!("kill {kill}, after {ends:?}");
         let slot = scene.boot().with_context(context)?;
-        let status = sound(&scene, slots, &slot, &mut floors).with_context(context)?;
+        let status = scene.sound(slots, &slot, &mut floors).with_context(context)?;
         let command = match random.below(10) {
             0 => "boot",
             1 => "rollback",
@@ -93,12 +84,12 @@ fn storm(slots: Slots, seed: u64) -> anyhow::Result<()> {
 
     // Left alone: the newest may be one that the kills have cost all its attempts, so that there is a newer one.
     let newest = "2.0.0";
-    publish(&scene, slots, newest, false)?;
+    scene.publish_either(slots, newest, Health::Good)?;
     let device = scene.switch_on()?;
     scene.rests_on(newest).with_context(|| format!("after {ends:?}"))?;
     device.stop()?;
     let slot = scene.boot()?;
-    let status = sound(&scene, slots, &slot, &mut floors)?;
+    let status = scene.sound(slots, &slot, &mut floors)?;
     ensure!(
         status["running_release"]["version"] == newest && status["last"]["result"] == "confirmed",
         "{status}"
@@ -128,67 +119,6 @@ fn wait_a_little(agent: &mut Agent, random: &mut Random) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn publish(scene: &Scene, slots: Slots, version: &str, bad: bool) -> anyhow::Result<()> {
-    match slots {
-        Slots::Dirs => {
-            let health = if bad { Health::Bad } else { Health::Good };
-            scene.publish_tree(version, health, &[])?;
-        }
-        Slots::Files => {
-            let image = scene.world.path(&format!("{version}.img"));
-            let mut bytes = noise(version, 300_000);
-            bytes.extend_from_slice(if bad { b"bad" } else { b"ok" });
-            fs::write(&image, bytes)?;
-            scene.world.release(version, &image, &[])?;
-            scene.world.publish()?;
-        }
-    }
-    Ok(())
-}
-
-/// What was booted is, byte for byte, what the record says; no floor has fallen.
-fn sound(scene: &Scene, slots: Slots, slot: &str, floors: &mut Value) -> anyhow::Result<Value> {
-    let status = scene.world.status()?;
-    ensure!(status["running"] == slot, "{slot} was booted: {status}");
-    let version = status["running_release"]["version"].as_str();
-    let version = version.with_context(|| format!("slot {slot} was booted, which holds nothing: {status}"))?;
-    match slots {
-        Slots::Dirs => {
-            let held = fs::canonicalize(scene.world.path(&format!("device/slot-{slot}/current")))?;
-            let built = scene.world.path(&format!("build/{version}"));
-            ensure!(files_of(&held)? == files_of(&built)?, "slot {slot} is not {version}");
-        }
-        Slots::Files => {
-            let held = read(&scene.world.path(&format!("device/slot-{slot}.img")))?;
-            let built = read(&scene.world.path(&format!("{version}.img")))?;
-            ensure!(held == built, "slot {slot} is not {version}");
-        }
-    }
-    ensure!(
-        at_least(&status["floors"], floors),
-        "floors fell from {floors} to {}",
-        status["floors"]
-    );
-    *floors = status["floors"].clone();
-    Ok(status)
-}
-
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    fs::read(path).with_context(|| path.display().to_string())
-}
-
-fn at_least(now: &Value, before: &Value) -> bool {
-    let number = |value: &Value| value.as_u64().unwrap_or_default();
-    let component = |floors: &Value, field: &str| number(&floors["components"][0][field]);
-    let metadata = |role: &str| number(&now[role]["version"]) >= number(&before[role]["version"]);
-    number(&now["root"]) >= number(&before["root"])
-        && metadata("timestamp")
-        && metadata("snapshot")
-        && now["time"].as_str() >= before["time"].as_str()
-        && component(now, "sequence") >= component(before, "sequence")
-        && component(now, "security") >= component(before, "security")
-}
-
 #[test]
 fn floors_are_compared_as_numbers() -> anyhow::Result<()> {
     let floors = |sequence: u64, timestamp: u64| {
@@ -200,7 +130,7 @@ fn floors_are_compared_as_numbers() -> anyhow::Result<()> {
             "time": "2030-01-01T00:00:00Z",
         })
     };
-    ensure!(at_least(&floors(10, 10), &floors(9, 9)));
-    ensure!(!at_least(&floors(9, 10), &floors(10, 9)) && !at_least(&floors(10, 9), &floors(9, 10)));
+    ensure!(floors_at_least(&floors(10, 10), &floors(9, 9)));
+    ensure!(!floors_at_least(&floors(9, 10), &floors(10, 9)) && !floors_at_least(&floors(10, 9), &floors(9, 10)));
     Ok(())
 }
