@@ -16,14 +16,22 @@
 //! systems, with neither; so no function here returns before that fsync. A crash may leave a `.NAME.tmp-…` file behind;
 //! [`sweep_temporaries`] removes them at start-up.
 //!
+//! Everything goes through a [`Disk`], which is a value: the operating system's file system, or the one of a simulator that
+//! cuts the power. The functions of this crate are the methods of [`Disk::system`].
+//!
 //! `unsafe` is forbidden; fsync and flock come from the standard library.
 
+pub mod disk;
 mod file;
 mod lock;
+mod system;
 mod tree;
 pub mod twin;
 
-pub use file::{create_new, remove_file, rename, sweep_temporaries, sync_dir, write_file, write_file_mode};
+pub use disk::Disk;
+pub use file::{
+    create_new, remove_file, rename, sweep_temporaries, sync_dir, write_file, write_file_mode, write_file_owned,
+};
 pub use lock::Lock;
 pub use tree::{create_dir_all, remove_tree, sync_tree};
 

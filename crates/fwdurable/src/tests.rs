@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use tempfile::tempdir;
@@ -35,6 +35,11 @@ fn write_file_replaces_whole_and_leaves_no_temporary() {
     write_file_mode(&path, b"short", 0o600).unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"short");
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    // Only root may give files away; anybody may give one to themselves, and the mode survives that.
+    let owner = fs::metadata(&path).unwrap();
+    write_file_owned(&path, b"mine", 0o640, Some(owner.uid()), Some(owner.gid())).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"mine");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
     assert_eq!(names(dir.path()), ["state"]);
 }
 

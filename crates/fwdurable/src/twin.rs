@@ -12,13 +12,12 @@
 //! ..  32 bytes  SHA-256 of everything before
 //! ```
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
-use crate::file::write_file_mode;
+use crate::disk::Disk;
 
 const MAGIC: &[u8; 8] = b"FWTWIN01";
 const HEADER: usize = 20;
@@ -27,6 +26,7 @@ const CHECKSUM: usize = 32;
 /// The place of a record in two copies.
 #[derive(Debug, Clone)]
 pub struct Twin {
+    disk: Disk,
     path: PathBuf,
     limit: usize,
 }
@@ -110,9 +110,14 @@ struct Copy {
 }
 
 impl Twin {
-    /// A record at `path` + `.a` and `.b` with at most `limit` bytes of payload.
+    /// A record at `path` + `.a` and `.b` with at most `limit` bytes of payload, on the operating system's file system.
     pub fn new(path: impl Into<PathBuf>, limit: usize) -> Self {
+        Self::on(Disk::system(), path, limit)
+    }
+
+    pub(crate) fn on(disk: Disk, path: impl Into<PathBuf>, limit: usize) -> Self {
         Self {
+            disk,
             path: path.into(),
             limit: limit.min(u32::MAX as usize),
         }
@@ -202,7 +207,7 @@ impl Twin {
     fn read(&self, which: char) -> Result<Result<Copy, Damage>, TwinError> {
         let path = self.copy_path(which);
         let limit = (HEADER + self.limit + CHECKSUM) as u64;
-        match read_bounded(&path, limit) {
+        match self.disk.read_bounded(&path, limit) {
             Ok(bytes) => Ok(decode(&bytes, self.limit)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Err(Damage::Missing)),
             Err(error) if is_damage(&error) => Ok(Err(Damage::Unreadable)),
@@ -216,7 +221,8 @@ impl Twin {
 
     fn write(&self, which: char, bytes: &[u8]) -> Result<(), TwinError> {
         let path = self.copy_path(which);
-        write_file_mode(&path, bytes, 0o600).map_err(|source| TwinError::Io {
+        let written = self.disk.write_file_mode(&path, bytes, 0o600);
+        written.map_err(|source| TwinError::Io {
             path,
             action: "writing",
             source,
@@ -238,15 +244,6 @@ fn record(copy: Copy, degraded: bool) -> Loaded {
         counter: copy.counter,
         degraded,
     }
-}
-
-/// Reads at most one byte more than `limit`, enough to see that a file is too long.
-fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?
-        .take(limit.saturating_add(1))
-        .read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 fn encode(counter: u64, payload: &[u8]) -> Vec<u8> {

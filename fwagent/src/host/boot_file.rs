@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use fwdurable::Disk;
 use fwdurable::twin::{Loaded, Twin};
 
 use crate::machine::boot::{BootRecord, BootView};
@@ -21,8 +22,13 @@ pub struct BootFile {
 impl BootFile {
     /// The record in `dir`.
     pub fn new(dir: &Path) -> Self {
+        Self::on(&Disk::system(), dir)
+    }
+
+    /// The record in `dir` of a disk.
+    pub fn on(disk: &Disk, dir: &Path) -> Self {
         Self {
-            twin: Twin::new(dir.join("boot"), RECORD_BYTES),
+            twin: disk.twin(dir.join("boot"), RECORD_BYTES),
         }
     }
 

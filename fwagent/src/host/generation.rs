@@ -12,10 +12,10 @@
 //! the device starts over from the factory root, and the floors in the agent's record keep it from going back.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use fwdurable::Disk;
 use fwdurable::twin::{Loaded, Twin, TwinError};
 use fwmeta::client::Cache;
 use fwmeta::json::{Doc, Value, object};
@@ -61,6 +61,7 @@ pub enum GenerationError {
 /// Trusted metadata in a directory.
 #[derive(Debug)]
 pub struct GenerationStore {
+    disk: Disk,
     dir: PathBuf,
     twin: Twin,
     current: Generation,
@@ -78,7 +79,15 @@ impl GenerationStore {
     /// # Errors
     /// [`GenerationError`].
     pub fn open(dir: &Path) -> Result<Self, GenerationError> {
-        let twin = Twin::new(dir.join("generation"), RECORD_BYTES);
+        Self::open_on(&Disk::system(), dir)
+    }
+
+    /// Like [`open`](Self::open), on a disk.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_on(disk: &Disk, dir: &Path) -> Result<Self, GenerationError> {
+        let twin = disk.twin(dir.join("generation"), RECORD_BYTES);
         let mut damaged = 0;
         let mut unreadable = false;
         let current = match twin.load() {
@@ -102,7 +111,7 @@ impl GenerationStore {
                 });
                 let mut whole = Generation::default();
                 for generation in generations {
-                    if is_whole(dir, &generation) {
+                    if is_whole(disk, dir, &generation) {
                         whole = generation;
                         break;
                     }
@@ -113,9 +122,10 @@ impl GenerationStore {
         };
         damaged += u32::from(unreadable);
         for swept in [dir, &dir.join("objects")] {
-            fwdurable::sweep_temporaries(swept).map_err(io_error(swept))?;
+            disk.sweep_temporaries(swept).map_err(io_error(swept))?;
         }
         Ok(Self {
+            disk: disk.clone(),
             dir: dir.to_owned(),
             twin,
             current,
@@ -131,16 +141,24 @@ impl GenerationStore {
     /// # Errors
     /// [`GenerationError::Io`], with [`io::ErrorKind::AlreadyExists`] when another root is there.
     pub fn provision(dir: &Path, root: &[u8]) -> Result<(), GenerationError> {
+        Self::provision_on(&Disk::system(), dir, root)
+    }
+
+    /// Like [`provision`](Self::provision), on a disk.
+    ///
+    /// # Errors
+    /// As [`provision`](Self::provision).
+    pub fn provision_on(disk: &Disk, dir: &Path, root: &[u8]) -> Result<(), GenerationError> {
         let objects = dir.join("objects");
-        fwdurable::create_dir_all(&objects).map_err(io_error(&objects))?;
+        disk.create_dir_all(&objects).map_err(io_error(&objects))?;
         let path = factory_path(dir);
-        match fs::read(&path) {
+        match disk.read_bounded(&path, limits::ROOT_BYTES) {
             Ok(present) if present == root => return Ok(()),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io_error(&path)(error)),
         }
-        fwdurable::create_new(&path, root, 0o644).map_err(io_error(&path))
+        disk.create_new(&path, root, 0o644).map_err(io_error(&path))
     }
 
     /// How many generations were found damaged and given up when the store was opened.
@@ -159,7 +177,7 @@ impl GenerationStore {
     fn object(&self, sha256: &str) -> Option<Vec<u8>> {
         match self.new_objects.get(sha256) {
             Some(bytes) => Some(bytes.clone()),
-            None => read_object(&self.dir, sha256),
+            None => read_object(&self.disk, &self.dir, sha256),
         }
     }
 
@@ -169,24 +187,25 @@ impl GenerationStore {
         };
         // The directory may have been lost with what was in it.
         let objects_dir = self.dir.join("objects");
-        fwdurable::create_dir_all(&objects_dir).map_err(io_error(&objects_dir))?;
+        let disk = &self.disk;
+        disk.create_dir_all(&objects_dir).map_err(io_error(&objects_dir))?;
         for (sha256, bytes) in &self.new_objects {
             let path = object_path(&self.dir, sha256);
-            if read_object(&self.dir, sha256).is_none() {
-                fwdurable::write_file(&path, bytes).map_err(io_error(&path))?;
+            if read_object(disk, &self.dir, sha256).is_none() {
+                disk.write_file(&path, bytes).map_err(io_error(&path))?;
             }
         }
         if self.unreadable {
             // A record of two copies never overwrites what it cannot read. This one kept no floor that would be forgotten.
             for copy in ["generation.a", "generation.b"] {
                 let path = self.dir.join(copy);
-                fwdurable::remove_file(&path).map_err(io_error(&path))?;
+                disk.remove_file(&path).map_err(io_error(&path))?;
             }
             self.unreadable = false;
         }
         self.twin.store(&encode(&[staged, &self.current]))?;
         let kept: BTreeSet<&String> = objects(staged).chain(objects(&self.current)).collect();
-        collect_garbage(&self.dir, &kept)?;
+        collect_garbage(disk, &self.dir, &kept)?;
         self.current = staged.clone();
         self.staged = None;
         self.new_objects.clear();
@@ -232,11 +251,7 @@ impl MetadataStore for GenerationStore {
     fn factory_root(&mut self) -> Result<Vec<u8>, PortError> {
         let path = factory_path(&self.dir);
         let attempt = format!("reading the factory root {}", path.display());
-        let read = File::open(&path).and_then(|file| {
-            let mut bytes = Vec::new();
-            file.take(limits::ROOT_BYTES + 1).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        });
+        let read = self.disk.read_bounded(&path, limits::ROOT_BYTES);
         read.map_err(|error| PortError::environment(attempt, Some(error.into())))
     }
 
@@ -261,7 +276,7 @@ impl MetadataStore for GenerationStore {
 
     fn known_timestamp(&mut self) -> Option<KnownTimestamp> {
         let etag = self.current.etag.clone()?;
-        let bytes = read_object(&self.dir, self.current.roles.get("timestamp")?)?;
+        let bytes = read_object(&self.disk, &self.dir, self.current.roles.get("timestamp")?)?;
         Some(KnownTimestamp { etag, bytes })
     }
 
@@ -281,15 +296,15 @@ fn object_path(dir: &Path, sha256: &str) -> PathBuf {
 }
 
 /// The object, if it is there and whole.
-fn read_object(dir: &Path, sha256: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let file = File::open(object_path(dir, sha256)).ok()?;
-    file.take(limits::TARGETS_BYTES + 1).read_to_end(&mut bytes).ok()?;
+fn read_object(disk: &Disk, dir: &Path, sha256: &str) -> Option<Vec<u8>> {
+    let bytes = disk
+        .read_bounded(&object_path(dir, sha256), limits::TARGETS_BYTES)
+        .ok()?;
     (hex::encode(&Sha256::digest(&bytes)) == sha256).then_some(bytes)
 }
 
-fn is_whole(dir: &Path, generation: &Generation) -> bool {
-    objects(generation).all(|sha256| read_object(dir, sha256).is_some())
+fn is_whole(disk: &Disk, dir: &Path, generation: &Generation) -> bool {
+    objects(generation).all(|sha256| read_object(disk, dir, sha256).is_some())
 }
 
 fn objects(generation: &Generation) -> impl Iterator<Item = &String> {
@@ -297,13 +312,13 @@ fn objects(generation: &Generation) -> impl Iterator<Item = &String> {
 }
 
 /// Removes objects that no generation names. One that stays after a crash goes at the next commit.
-fn collect_garbage(dir: &Path, kept: &BTreeSet<&String>) -> Result<(), GenerationError> {
+fn collect_garbage(disk: &Disk, dir: &Path, kept: &BTreeSet<&String>) -> Result<(), GenerationError> {
     let objects = dir.join("objects");
-    for entry in fs::read_dir(&objects).map_err(io_error(&objects))? {
-        let entry = entry.map_err(io_error(&objects))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
+    for entry in disk.list(&objects).map_err(io_error(&objects))? {
+        let name = entry.name.to_string_lossy().into_owned();
         if !name.starts_with('.') && !kept.contains(&name) {
-            fs::remove_file(entry.path()).map_err(io_error(&entry.path()))?;
+            let path = objects.join(entry.name);
+            disk.primitives().unlink(&path).map_err(io_error(&path))?;
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use fwdurable::Disk;
 use fwdurable::twin::{Loaded, Twin};
 
 use crate::machine::record::{self, RECORD_BYTES};
@@ -17,8 +18,13 @@ pub struct StateFile {
 impl StateFile {
     /// The record in `dir`.
     pub fn new(dir: &Path) -> Self {
+        Self::on(&Disk::system(), dir)
+    }
+
+    /// The record in `dir` of a disk.
+    pub fn on(disk: &Disk, dir: &Path) -> Self {
         Self {
-            twin: Twin::new(dir.join("state"), RECORD_BYTES),
+            twin: disk.twin(dir.join("state"), RECORD_BYTES),
         }
     }
 
