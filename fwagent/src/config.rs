@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use self::boot::BootConfig;
 use self::boot::BootSection;
+pub use self::boot::{BootConfig, UbootScheme};
 use crate::host::health::CheckConfig;
 use crate::host::http::HttpOptions;
 use crate::host::restart::Restart;

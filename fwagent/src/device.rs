@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use fwdurable::Lock;
 
-use crate::config::{BootConfig, Config, Confirm};
+use crate::config::{BootConfig, Config, Confirm, UbootScheme};
 use crate::drive::{Driver, Observer, Ports, Setup};
 use crate::failure::{Code, Failure, Outcome};
 use crate::host::boot_file::BootFile;
@@ -15,6 +15,8 @@ use crate::host::clock::SystemClock;
 use crate::host::generation::GenerationStore;
 use crate::host::health::HealthChecks;
 use crate::host::http::Http;
+use crate::host::loader::boot_count::UbootCount;
+use crate::host::loader::env_lock::EnvLock;
 use crate::host::loader::grub::Grub;
 use crate::host::loader::uboot::Uboot;
 use crate::host::loader::{HostBoot, Loader};
@@ -63,10 +65,18 @@ impl Device {
             BootConfig::Uboot {
                 fw_env_config,
                 byte_order,
+                lock_file,
+                scheme,
                 running,
             } => {
-                let medium = Uboot::new(fw_env_config, byte_order);
-                Box::new(Loader::new(medium, slots, attempts, running))
+                let medium = Uboot::new(fw_env_config, byte_order, EnvLock::new(lock_file));
+                match scheme {
+                    UbootScheme::Order => Box::new(Loader::new(medium, slots, attempts, running)),
+                    UbootScheme::Bootcount { names, counter_file } => {
+                        let medium = UbootCount::new(medium, names, counter_file);
+                        Box::new(Loader::new(medium, slots, attempts, running))
+                    }
+                }
             }
             BootConfig::Grub { grubenv, running } => {
                 Box::new(Loader::new(Grub::new(grubenv, dir), slots, attempts, running))

@@ -10,16 +10,18 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use fwagent::config::Config;
 use fwagent::host::generation::GenerationStore;
 use fwagent::host::tree::{Node, Tree};
 use fwagent::host::unpack::unpack;
 use fwagent::machine::boot::{BootRecord, MAX_SLOTS};
+use fwagent::machine::boot_count::{Counted, CounterFile, SlotNames};
 use fwagent::machine::grub_env::Block;
 use fwagent::machine::record;
 use fwagent::machine::slot::SlotId;
-use fwagent::machine::slot_vars::{self, SlotVars};
+use fwagent::machine::slot_vars::{self, BootVars, SlotVars};
 use fwagent::machine::uboot_config::{MAX_ENV_BYTES, Places};
 use fwagent::machine::uboot_env::{ByteOrder, Environment, Format, Layout};
 use fwagent::ports::MetadataStore;
@@ -101,6 +103,34 @@ pub fn uboot(data: &[u8]) {
         let image = environment.encode(format, found).ok()?;
         Some(Environment::decode(&image, format).expect("written").0)
     });
+    counted(environment, *flags);
+}
+
+/// The same environment for a boot counter: whatever it says, what is armed is on trial, and what is disabled is not named.
+fn counted(environment: Environment, flags: u8) {
+    let slots = slots();
+    let [first, second] = &slots;
+    let words = ["A", "B"].map(|name| (name.to_owned(), name.to_owned()));
+    let names = SlotNames::new(&slots, vec![("fwagent_slot".to_owned(), words.into())], None).expect("two slots");
+    let file = CounterFile::decode(&[0xbd, 1, flags, flags >> 7]);
+    let mut vars = Counted {
+        environment,
+        file: (flags & 4 != 0).then_some(file),
+        names: Arc::new(names),
+    };
+    let _ = (
+        vars.view(&slots, first),
+        vars.primary(&slots),
+        vars.clone().replenish(first, 3),
+    );
+    vars.arm(second, 3).expect("no variable is refused");
+    assert_eq!(
+        vars.view(&slots, first).expect("just written").armed.get(second),
+        Some(&3)
+    );
+    vars.disable(second).expect("just written");
+    assert!(vars.view(&slots, first).expect("just written").armed.is_empty());
+    assert_eq!(vars.primary(&slots), Ok(Some(first.clone())));
 }
 
 /// An environment block of GRUB: the same.

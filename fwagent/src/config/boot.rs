@@ -1,17 +1,23 @@
 //! The section `boot`: which boot loader, and where its memory is.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::{Problem, problem};
 use crate::host::loader::Running;
+use crate::host::loader::env_lock::LOCK_FILE;
 use crate::host::slots::SlotConfig;
+use crate::machine::boot_count::SlotNames;
+use crate::machine::slot::SlotId;
 use crate::machine::uboot_env::ByteOrder;
 
 /// Parameter of the kernel command line that names the slot.
 const SLOT_PARAMETER: &str = "fwagent.slot";
 const CMDLINE: &str = "/proc/cmdline";
+/// Variable of U-Boot that names the slot, with scheme `bootcount`.
+const SLOT_VARIABLE: &str = "fwagent_slot";
 const FW_ENV_CONFIG: &str = "/etc/fw_env.config";
 const GRUBENV: &str = "/boot/grub/grubenv";
 
@@ -20,12 +26,16 @@ const GRUBENV: &str = "/boot/grub/grubenv";
 pub enum BootConfig {
     /// `fwagent boot`, with a record in the state directory.
     File,
-    /// U-Boot with `BOOT_ORDER` and `BOOT_<slot>_LEFT`.
+    /// U-Boot.
     Uboot {
         /// Where the environment lies.
         fw_env_config: PathBuf,
         /// Of its checksum.
         byte_order: ByteOrder,
+        /// The lock of the tools of U-Boot.
+        lock_file: PathBuf,
+        /// What its variables mean.
+        scheme: UbootScheme,
         /// Which slot runs.
         running: Running,
     },
@@ -56,6 +66,11 @@ pub(super) struct BootSection {
     attempts: Option<u32>,
     fw_env_config: Option<PathBuf>,
     byte_order: Option<Order>,
+    lock_file: Option<PathBuf>,
+    scheme: Option<Scheme>,
+    slot_variables: Option<BTreeMap<String, BTreeMap<String, String>>>,
+    fallback_variable: Option<String>,
+    counter_file: Option<PathBuf>,
     grubenv: Option<PathBuf>,
     slot_parameter: Option<String>,
     cmdline_file: Option<PathBuf>,
@@ -68,6 +83,47 @@ enum Control {
     File,
     Uboot,
     Grub,
+}
+
+/// What the variables of U-Boot mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UbootScheme {
+    /// `BOOT_ORDER` and `BOOT_<slot>_LEFT`.
+    Order,
+    /// `bootcount`, `upgrade_available` and a variable that names the slot.
+    Bootcount {
+        /// How slots are named.
+        names: SlotNames,
+        /// The counter, if it is a file of U-Boot's.
+        counter_file: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Scheme {
+    Order,
+    Bootcount,
+}
+
+/// Without variables in the configuration there is one, whose values are the names of the slots.
+fn names(
+    variables: Option<BTreeMap<String, BTreeMap<String, String>>>,
+    fallback: Option<String>,
+    slots: &[SlotConfig],
+) -> Result<SlotNames, Problem> {
+    let mut sets: Vec<SlotId> = Vec::new();
+    for slot in slots {
+        if !sets.contains(&slot.slot) {
+            sets.push(slot.slot.clone());
+        }
+    }
+    let variables = variables.unwrap_or_else(|| {
+        let values = sets.iter().map(|slot| (slot.to_string(), slot.to_string()));
+        BTreeMap::from([(SLOT_VARIABLE.to_owned(), values.collect())])
+    });
+    SlotNames::new(&sets, variables.into_iter().collect(), fallback)
+        .or_else(|error| problem("boot.slot_variables", error.to_string()))
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -109,6 +165,12 @@ impl BootSection {
                 self.byte_order.is_some(),
                 self.control == Control::Uboot,
             ),
+            (
+                "boot.lock_file",
+                self.lock_file.is_some(),
+                self.control == Control::Uboot,
+            ),
+            ("boot.scheme", self.scheme.is_some(), self.control == Control::Uboot),
             ("boot.grubenv", self.grubenv.is_some(), self.control == Control::Grub),
             ("boot.slot_parameter", self.slot_parameter.is_some(), loader),
             ("boot.cmdline_file", self.cmdline_file.is_some(), loader),
@@ -116,6 +178,22 @@ impl BootSection {
             if given && !fits {
                 return problem(field, "is given, and boot.control is one that has no use for it");
             }
+        }
+        let counted = self.scheme == Some(Scheme::Bootcount);
+        for (field, given) in [
+            ("boot.slot_variables", self.slot_variables.is_some()),
+            ("boot.fallback_variable", self.fallback_variable.is_some()),
+            ("boot.counter_file", self.counter_file.is_some()),
+        ] {
+            if given && !counted {
+                return problem(field, "is given, and boot.scheme is not \"bootcount\"");
+            }
+        }
+        if self.counter_file.is_some() && self.fallback_variable.is_none() {
+            return problem(
+                "boot.counter_file",
+                "is given without boot.fallback_variable, and two places cannot change at once",
+            );
         }
         if let Some(name) = &self.slot_parameter
             && (name.is_empty() || name.contains(|c: char| c.is_whitespace() || matches!(c, '=' | '"')))
@@ -133,7 +211,12 @@ impl BootSection {
         };
         // Scripts of U-Boot and GRUB cannot name a variable with a hyphen.
         let hyphen = slots.iter().find(|slot| slot.slot.as_str().contains('-'));
-        if let Some(slot) = hyphen.filter(|_| self.control != Control::File) {
+        let in_names = match self.control {
+            Control::Uboot => self.scheme != Some(Scheme::Bootcount),
+            Control::Grub => true,
+            Control::File => false,
+        };
+        if let Some(slot) = hyphen.filter(|_| in_names) {
             let text = format!("is {}, which cannot be part of a boot variable: no hyphens", slot.slot);
             return problem("slot.name", text);
         }
@@ -144,6 +227,14 @@ impl BootSection {
                 byte_order: match self.byte_order {
                     Some(Order::Big) => ByteOrder::Big,
                     Some(Order::Little) | None => ByteOrder::Little,
+                },
+                lock_file: below(self.lock_file, LOCK_FILE),
+                scheme: match self.scheme {
+                    Some(Scheme::Bootcount) => UbootScheme::Bootcount {
+                        names: names(self.slot_variables, self.fallback_variable, slots)?,
+                        counter_file: self.counter_file.map(|file| base.join(file)),
+                    },
+                    Some(Scheme::Order) | None => UbootScheme::Order,
                 },
                 running,
             },

@@ -7,9 +7,11 @@
 //! boot record                  -> boot  ->  slot + record   what a boot loader does
 //! state                        <-> record                   the bytes that survive a loss of power
 //! variables of a boot loader   -> slot_vars                  the same for U-Boot (uboot_env) and GRUB (grub_env)
+//!                              -> boot_count                 U-Boot with one counter and the name of the slot
 //! ```
 
 pub mod boot;
+pub mod boot_count;
 pub mod floor;
 pub mod grub_env;
 pub mod plan;

@@ -51,6 +51,24 @@ pub enum SlotVarsError {
         /// The slot.
         slot: SlotId,
     },
+    /// What boots is named by a variable that nobody has set.
+    #[error("variable {variable}, which names the slot to boot, is not set")]
+    NoSlot {
+        /// The variable.
+        variable: String,
+    },
+    /// Two variables name the slot and differ.
+    #[error("variable {first} names slot {first_slot} and variable {second} names slot {second_slot}")]
+    Disagree {
+        /// A variable.
+        first: String,
+        /// Its slot.
+        first_slot: SlotId,
+        /// Another one.
+        second: String,
+        /// Its slot.
+        second_slot: SlotId,
+    },
     /// An environment of U-Boot.
     #[error(transparent)]
     Uboot(#[from] crate::machine::uboot_env::EnvError),
@@ -70,7 +88,64 @@ impl SlotVarsError {
     }
 }
 
-/// Variables of a boot loader.
+/// The memory of a boot loader, and what it means. Changes happen in memory; a medium writes them as a whole.
+///
+/// Every method gives [`SlotVarsError`] when the memory does not say what it must, or cannot say what it is asked to.
+#[allow(clippy::missing_errors_doc)]
+pub trait BootVars: Clone + PartialEq {
+    /// What the agent is to know, when `running` runs.
+    fn view(&self, slots: &[SlotId], running: &SlotId) -> Result<BootView, SlotVarsError>;
+
+    /// The slot that boots next; `None` on a new device.
+    fn primary(&self, slots: &[SlotId]) -> Result<Option<SlotId>, SlotVarsError>;
+
+    /// `slot` is tried next, so many times.
+    fn arm(&mut self, slot: &SlotId, attempts: u32) -> Result<(), SlotVarsError>;
+
+    /// `slot` is what boots from now on. Where the loader counts every boot, it gets so many attempts.
+    fn confirm(&mut self, slot: &SlotId, attempts: u32) -> Result<(), SlotVarsError>;
+
+    /// `slot` is not booted.
+    fn disable(&mut self, slot: &SlotId) -> Result<(), SlotVarsError>;
+
+    /// The confirmed `slot` runs: gives it back what the loader has counted.
+    fn replenish(&mut self, slot: &SlotId, attempts: u32) -> Result<(), SlotVarsError>;
+
+    /// A new device: of the agent's `slots` only `slot` may be booted.
+    fn create(&mut self, slots: &[SlotId], slot: &SlotId, attempts: u32) -> Result<(), SlotVarsError>;
+}
+
+impl<V: SlotVars> BootVars for V {
+    fn view(&self, slots: &[SlotId], running: &SlotId) -> Result<BootView, SlotVarsError> {
+        view(self, slots, running)
+    }
+
+    fn primary(&self, slots: &[SlotId]) -> Result<Option<SlotId>, SlotVarsError> {
+        primary(self, slots)
+    }
+
+    fn arm(&mut self, slot: &SlotId, attempts: u32) -> Result<(), SlotVarsError> {
+        first(self, slot, attempts)
+    }
+
+    fn confirm(&mut self, slot: &SlotId, attempts: u32) -> Result<(), SlotVarsError> {
+        first(self, slot, attempts)
+    }
+
+    fn disable(&mut self, slot: &SlotId) -> Result<(), SlotVarsError> {
+        disable(self, slot)
+    }
+
+    fn replenish(&mut self, slot: &SlotId, attempts: u32) -> Result<(), SlotVarsError> {
+        replenish(self, slot, attempts)
+    }
+
+    fn create(&mut self, slots: &[SlotId], slot: &SlotId, attempts: u32) -> Result<(), SlotVarsError> {
+        create(self, slots, slot, attempts)
+    }
+}
+
+/// Variables with an order of slots.
 pub trait SlotVars: Clone + PartialEq {
     /// The variable with the order.
     const ORDER: &'static str;

@@ -69,6 +69,12 @@ fn fields_that_do_not_belong_together_are_refused() {
         "control = \"uboot\"\nfw_env_config = \"/e\"\nbyte_order = \"big\"\nslot_parameter = \"rauc.slot\"",
         "control = \"grub\"\ngrubenv = \"/boot/efi/grubenv\"\ncmdline_file = \"c\"\nattempts = 1",
         "control = \"grub\"",
+        "control = \"uboot\"\nscheme = \"order\"\nlock_file = \"lock\"",
+        "control = \"uboot\"\nscheme = \"bootcount\"",
+        "control = \"uboot\"\nscheme = \"bootcount\"\nfallback_variable = \"f\"\ncounter_file = \"c\"",
+        "control = \"uboot\"\nscheme = \"bootcount\"\n\
+         slot_variables.mender_boot_part = { A = \"2\", B = \"3\" }\n\
+         slot_variables.mender_boot_part_hex = { A = \"2\", B = \"3\" }",
     ] {
         parse(boot).unwrap();
     }
@@ -85,12 +91,35 @@ fn fields_that_do_not_belong_together_are_refused() {
         ("control = \"uboot\"\nslot_parameter = \"a b\"", "boot.slot_parameter"),
         ("control = \"uboot\"\nslot_parameter = \"\"", "boot.slot_parameter"),
         ("control = \"uboot\"\nredundant = true", "redundant"),
+        ("control = \"uboot\"\nscheme = \"mender\"", "mender"),
+        ("scheme = \"bootcount\"", "boot.scheme"),
+        ("control = \"grub\"\nlock_file = \"l\"", "boot.lock_file"),
+        ("control = \"uboot\"\ncounter_file = \"c\"", "boot.counter_file"),
+        (
+            "control = \"uboot\"\nfallback_variable = \"f\"",
+            "boot.fallback_variable",
+        ),
+        (
+            "control = \"uboot\"\nslot_variables.s = { A = \"1\", B = \"2\" }",
+            "boot.slot_variables",
+        ),
+        (
+            "control = \"uboot\"\nscheme = \"bootcount\"\ncounter_file = \"c\"",
+            "without boot.fallback_variable",
+        ),
+        (
+            "control = \"uboot\"\nscheme = \"bootcount\"\nslot_variables.s = { A = \"1\", b = \"2\" }",
+            "for slot B",
+        ),
     ] {
         let error = parse(boot).unwrap_err();
         assert!(error.contains(expected), "{expected}: {error}");
     }
     let hyphen = config("control = \"uboot\"").replace("\"B\"", "\"slot-b\"");
     assert!(Config::parse(&hyphen, "/f".as_ref()).is_err());
+    // There the name is a value, not part of a variable.
+    let value = hyphen.replace("control = \"uboot\"", "control = \"uboot\"\nscheme = \"bootcount\"");
+    Config::parse(&value, "/f".as_ref()).unwrap();
 }
 
 struct Key(SigningKey, PublicKey);
@@ -103,6 +132,36 @@ impl Signer for Key {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
         Ok(self.0.sign(message).to_bytes().to_vec())
     }
+}
+
+/// A trial that nobody confirms, seen by the program.
+#[test]
+fn a_boot_counter_is_a_boot_control_of_the_program() {
+    let board = uboot::Board::with(uboot::Place::Both, ByteOrder::Little, uboot::COUNTS[0]);
+    let dir = board.dir.path();
+    fs::write(dir.join("root.json"), root()).unwrap();
+    let boot = "control = \"uboot\"\nscheme = \"bootcount\"\nfw_env_config = \"fw_env.config\"\nlock_file = \"lock\"\n\
+                cmdline_file = \"cmdline\"";
+    fs::write(dir.join("fwagent.toml"), config(boot)).unwrap();
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fwagent"));
+        command.arg("--config").arg(dir.join("fwagent.toml")).args(more);
+        let output = command.output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let root = dir.join("root.json").display().to_string();
+    let (code, text) = run(&["provision", "--root", &root]);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(board.variable("fwagent_slot").as_deref(), Some("A"));
+    assert_eq!(board.variable("upgrade_available").as_deref(), Some("0"));
+    let (code, text) = run(&["status"]);
+    assert!(code == Some(0) && text.contains("from slot A"), "{text}");
+    // Somebody else armed the other slot; the agent does not run what it has not confirmed.
+    board.control().arm(&slot("B"), 3).unwrap();
+    assert_eq!(board.power_on(), Some(slot("B")));
+    let (code, text) = run(&["install"]);
+    assert!(code == Some(1) && text.contains("runs slot B"), "{text}");
 }
 
 /// A root of trust that one key signs for everything.
@@ -137,7 +196,7 @@ fn a_device_is_provisioned_and_says_which_slot_runs() {
     for (dir, control, loader) in [
         (
             uboot.dir.path(),
-            "control = \"uboot\"\nfw_env_config = \"fw_env.config\"",
+            "control = \"uboot\"\nfw_env_config = \"fw_env.config\"\nlock_file = \"lock\"",
             &uboot as &dyn Loader,
         ),
         (grub.dir.path(), "control = \"grub\"\ngrubenv = \"grubenv\"", &grub),

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod command;
+mod count;
 mod grub;
 mod life;
 #[path = "../../../tests/src/tools.rs"]
@@ -34,6 +35,11 @@ pub trait Loader {
 
     /// Trial boots.
     fn attempts(&self) -> u32;
+
+    /// Whether it counts boots of a confirmed slot, too, and leaves it in the end.
+    fn leaves_confirmed(&self) -> bool {
+        true
+    }
 }
 
 /// The file that stands for `/proc/cmdline`.

@@ -2,8 +2,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use fwagent::host::loader::boot_count::UbootCount;
+use fwagent::host::loader::env_lock::EnvLock;
 use fwagent::host::loader::uboot::Uboot;
 use fwagent::host::loader::{self, HostBoot};
+use fwagent::machine::boot_count::{CounterFile, SlotNames};
 use fwagent::machine::slot::SlotId;
 use fwagent::machine::uboot_env::{Active, ByteOrder, Environment, Format, Layout};
 
@@ -16,7 +19,38 @@ const SIZE: usize = 128;
 pub struct Board {
     pub dir: tempfile::TempDir,
     byte_order: ByteOrder,
+    script: Script,
 }
+
+/// What boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Script {
+    /// Scheme `order`.
+    Order,
+    /// Scheme `bootcount`.
+    Count {
+        /// Whether altbootcmd names the other slot and ends the trial, as Mender's does.
+        ending: bool,
+        /// Whether the counter is a file.
+        in_file: bool,
+    },
+}
+
+/// All kinds of scheme `bootcount`.
+pub const COUNTS: [Script; 3] = [
+    Script::Count {
+        ending: false,
+        in_file: false,
+    },
+    Script::Count {
+        ending: true,
+        in_file: false,
+    },
+    Script::Count {
+        ending: false,
+        in_file: true,
+    },
+];
 
 /// Where the copies lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +79,15 @@ impl Place {
 impl Board {
     /// A device that runs from slot `A`.
     pub fn new(place: Place, byte_order: ByteOrder) -> Self {
-        let board = Self::empty(place, byte_order);
+        Self::with(place, byte_order, Script::Order)
+    }
+
+    /// The same with another script.
+    pub fn with(place: Place, byte_order: ByteOrder, script: Script) -> Self {
+        let board = Self {
+            script,
+            ..Self::empty(place, byte_order)
+        };
         let format = Format {
             layout: place.layout(),
             byte_order,
@@ -79,7 +121,11 @@ impl Board {
             Place::Two => format!("{at}/one 0 80\n{at}/two 0 80\n"),
         };
         fs::write(dir.path().join("fw_env.config"), text).unwrap();
-        Self { dir, byte_order }
+        Self {
+            dir,
+            byte_order,
+            script: Script::Order,
+        }
     }
 
     fn path(&self, name: &str) -> std::path::PathBuf {
@@ -101,86 +147,171 @@ fn first_image(format: Format) -> Vec<u8> {
     [image, data].concat()
 }
 
-impl Loader for Board {
-    fn control(&self) -> Box<dyn HostBoot> {
-        let medium = Uboot::new(self.path("fw_env.config"), self.byte_order);
-        Box::new(loader::Loader::new(medium, slots(), 3, running(self.dir.path())))
-    }
+/// What lies in the environment, and how it is saved.
+struct Stored {
+    environment: Environment,
+    format: Format,
+    flags: u8,
+    file: &'static str,
+    at: usize,
+}
 
-    fn power_on(&self) -> Option<SlotId> {
+impl Board {
+    /// Reads as U-Boot does, and finds where the next save goes.
+    fn stored(&self) -> Option<Stored> {
         let one = fs::read(self.path("one")).unwrap();
         let two = fs::read(self.path("two")).ok();
         let format = |layout| Format {
             layout,
             byte_order: self.byte_order,
         };
+        let single = |image: &[u8], at| {
+            let format = format(Layout::Single);
+            Some(Stored {
+                environment: Environment::decode(image, format).ok()?.0,
+                format,
+                flags: 0,
+                file: "one",
+                at,
+            })
+        };
+        let redundant = |images: [&[u8]; 2], places: [(&'static str, usize); 2]| {
+            let active = Active::choose(images, self.byte_order).ok()?;
+            let (copy, flags) = active.next();
+            let (file, at) = places[copy];
+            Some(Stored {
+                environment: active.environment,
+                format: format(Layout::Redundant),
+                flags,
+                file,
+                at,
+            })
+        };
         // Which place it is, is known from the lengths.
-        let redundant = |images: [&[u8]; 2]| Active::choose(images, self.byte_order).ok();
-        let (environment, layout, copy, flags, file, at) = match (&two, one.len()) {
-            (Some(two), _) => {
-                let active = redundant([&one, two])?;
-                let (copy, flags) = active.next();
-                (
-                    active.environment,
-                    Layout::Redundant,
-                    copy,
-                    flags,
-                    ["one", "two"][copy],
-                    0,
-                )
-            }
-            (None, SIZE) => (
-                Environment::decode(&one, format(Layout::Single)).ok()?.0,
-                Layout::Single,
-                0,
-                0,
-                "one",
-                0,
+        match (&two, one.len()) {
+            (Some(two), _) => redundant([&one, two], [("one", 0), ("two", 0)]),
+            (None, SIZE) => single(&one, 0),
+            (None, length) if length > 2 * SIZE => redundant(
+                [&one[50..][..SIZE], &one[50 + SIZE..][..SIZE]],
+                [("one", 50), ("one", 50 + SIZE)],
             ),
-            (None, length) if length > 2 * SIZE => {
-                let active = redundant([&one[50..][..SIZE], &one[50 + SIZE..][..SIZE]])?;
-                let (copy, flags) = active.next();
-                (
-                    active.environment,
-                    Layout::Redundant,
-                    copy,
-                    flags,
-                    "one",
-                    50 + copy * SIZE,
-                )
-            }
-            _ => {
-                let single = Environment::decode(&one[50..][..SIZE], format(Layout::Single)).ok()?.0;
-                (single, Layout::Single, 0, 0, "one", 50)
-            }
-        };
-        assert!(copy < 2);
-        let mut environment = environment;
-        let text = |name: &str| {
-            environment
-                .get(name)
-                .map(|value| String::from_utf8(value.to_vec()).unwrap())
-        };
+            _ => single(&one[50..][..SIZE], 50),
+        }
+    }
+
+    /// The value of a variable.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        self.stored()?.text(name)
+    }
+
+    fn save(&self, stored: &Stored) {
+        let image = stored.environment.encode(stored.format, stored.flags).unwrap();
+        let mut bytes = fs::read(self.path(stored.file)).unwrap();
+        bytes[stored.at..][..SIZE].copy_from_slice(&image);
+        fs::write(self.path(stored.file), bytes).unwrap();
+    }
+
+    /// The script of scheme `order`.
+    fn by_order(&self) -> Option<String> {
+        let mut stored = self.stored()?;
         let left = |name: &str| {
-            let value = text(&format!("BOOT_{name}_LEFT")).unwrap_or_default();
+            let value = stored.text(&format!("BOOT_{name}_LEFT")).unwrap_or_default();
             u32::from_str_radix(&value, 16).unwrap_or(3)
         };
-        let (chosen, counted) = pick(&text("BOOT_ORDER")?, left)?;
+        let (chosen, counted) = pick(&stored.text("BOOT_ORDER")?, left)?;
         if counted {
             let less = left(&chosen) - 1;
-            environment
-                .set(&format!("BOOT_{chosen}_LEFT"), &format!("{less:x}"))
-                .unwrap();
-            let image = environment.encode(format(layout), flags).unwrap();
-            let mut bytes = fs::read(self.path(file)).unwrap();
-            bytes[at..at + SIZE].copy_from_slice(&image);
-            fs::write(self.path(file), bytes).unwrap();
+            stored.set(&format!("BOOT_{chosen}_LEFT"), &format!("{less:x}"));
+            self.save(&stored);
         }
-        Some(start(self.dir.path(), &chosen))
+        Some(chosen)
+    }
+
+    /// U-Boot with a boot counter, and bootcmd and altbootcmd of scheme `bootcount`.
+    fn by_count(&self, ending: bool, in_file: bool) -> Option<String> {
+        let mut stored = self.stored()?;
+        let number = |stored: &Stored, name: &str| -> u32 {
+            let text = stored.text(name).unwrap_or_default();
+            text.parse().unwrap_or(0)
+        };
+        let file = CounterFile::decode(&fs::read(self.path("counter")).unwrap_or_default());
+        let (counts, count) = if in_file {
+            (file.upgrade_available, u32::from(file.count) + 1)
+        } else {
+            (
+                number(&stored, "upgrade_available") != 0,
+                number(&stored, "bootcount") + 1,
+            )
+        };
+        if counts && in_file {
+            let count = (count & 0xff) as u8;
+            fs::write(self.path("counter"), CounterFile { count, ..file }.encode()).unwrap();
+        } else if counts {
+            stored.set("bootcount", &count.to_string());
+            self.save(&stored);
+            stored = self.stored()?;
+        }
+        let limit = number(&stored, "bootlimit");
+        let named = stored.text("fwagent_slot")?;
+        if !counts || limit == 0 || count <= limit {
+            return Some(named);
+        }
+        let other = match stored.text("fwagent_fallback") {
+            Some(slot) => slot,
+            None => (if named == "A" { "B" } else { "A" }).to_owned(),
+        };
+        if ending {
+            stored.set("fwagent_slot", &other);
+            stored.set("upgrade_available", "0");
+            self.save(&stored);
+        }
+        Some(other)
+    }
+}
+
+impl Stored {
+    fn text(&self, name: &str) -> Option<String> {
+        let value = self.environment.get(name)?;
+        Some(String::from_utf8(value.to_vec()).unwrap())
+    }
+
+    fn set(&mut self, name: &str, value: &str) {
+        self.environment.set(name, value).unwrap();
+    }
+}
+
+impl Loader for Board {
+    fn control(&self) -> Box<dyn HostBoot> {
+        let lock = EnvLock::new(self.path("lock"));
+        let medium = Uboot::new(self.path("fw_env.config"), self.byte_order, lock);
+        let running = running(self.dir.path());
+        match self.script {
+            Script::Order => Box::new(loader::Loader::new(medium, slots(), 3, running)),
+            Script::Count { in_file, .. } => {
+                let words = ["A", "B"].map(|name| (name.to_owned(), name.to_owned()));
+                let variables = vec![("fwagent_slot".to_owned(), words.into())];
+                let fallback = in_file.then(|| "fwagent_fallback".to_owned());
+                let names = SlotNames::new(&slots(), variables, fallback).unwrap();
+                let medium = UbootCount::new(medium, names, in_file.then(|| self.path("counter")));
+                Box::new(loader::Loader::new(medium, slots(), 3, running))
+            }
+        }
+    }
+
+    fn power_on(&self) -> Option<SlotId> {
+        let chosen = match self.script {
+            Script::Order => self.by_order(),
+            Script::Count { ending, in_file } => self.by_count(ending, in_file),
+        };
+        Some(start(self.dir.path(), &chosen?))
     }
 
     fn attempts(&self) -> u32 {
         3
+    }
+
+    fn leaves_confirmed(&self) -> bool {
+        self.script == Script::Order
     }
 }
 

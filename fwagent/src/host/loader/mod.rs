@@ -1,21 +1,24 @@
 //! Boot loaders that keep their memory in variables: one control over two kinds of medium.
 //!
 //! ```text
-//! Loader  ->  slot_vars (pure: what the variables mean)
+//! Loader  ->  BootVars  pure: what the variables mean               slot_vars, boot_count, gpt
 //!         ->  Medium    uboot: single or redundant environment      grub: environment block with a shadow
 //!         ->  Running   the kernel command line: which slot runs
 //! ```
 //!
 //! These loaders choose by themselves; which slot they chose, they say on the kernel command line of what they booted.
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use crate::host::boot_file::BootFile;
 use crate::machine::boot::BootView;
 use crate::machine::slot::SlotId;
-use crate::machine::slot_vars::{self, SlotVars, SlotVarsError};
+use crate::machine::slot_vars::{BootVars, SlotVarsError};
 use crate::ports::{BootControl, PortError};
 
+pub mod boot_count;
+pub mod env_lock;
 pub mod grub;
 pub mod uboot;
 
@@ -57,7 +60,15 @@ impl HostBoot for BootFile {
 /// Where variables lie.
 pub trait Medium {
     /// The variables.
-    type Vars: SlotVars;
+    type Vars: BootVars;
+
+    /// Keeps other programs from changing the medium, from before it is read until what is given is dropped.
+    ///
+    /// # Errors
+    /// [`PortError`] when another program does not let go of it.
+    fn lock(&self) -> Result<Option<File>, PortError> {
+        Ok(None)
+    }
 
     /// Reads the variables, and says whether [`mend`](Self::mend) is due. `running` is the slot that runs, if known.
     ///
@@ -163,6 +174,7 @@ impl<M: Medium> Loader<M> {
     ) -> Result<(), PortError> {
         // In the factory nothing of the device may run yet.
         let running = self.running.slot(&self.slots).ok();
+        let _lock = self.medium.lock()?;
         let before = self.load(running.as_ref())?;
         let mut after = before.clone();
         change(&mut after).map_err(|error| PortError::environment(attempt, Some(error.into())))?;
@@ -173,55 +185,51 @@ impl<M: Medium> Loader<M> {
     }
 }
 
-fn seen(vars: &impl SlotVars, slots: &[SlotId], running: &SlotId) -> Result<BootView, PortError> {
-    slot_vars::view(vars, slots, running)
+fn seen(vars: &impl BootVars, slots: &[SlotId], running: &SlotId) -> Result<BootView, PortError> {
+    vars.view(slots, running)
         .map_err(|error| PortError::environment("reading the variables of the boot loader", Some(error.into())))
 }
 
 impl<M: Medium> BootControl for Loader<M> {
     fn view(&mut self) -> Result<BootView, PortError> {
         let running = self.running.slot(&self.slots)?;
+        let _lock = self.medium.lock()?;
         let vars = self.load(Some(&running))?;
         seen(&vars, &self.slots, &running)
     }
 
     fn disable(&mut self, slot: &SlotId) -> Result<(), PortError> {
-        self.change(&format!("disabling slot {slot}"), |vars| slot_vars::disable(vars, slot))
+        self.change(&format!("disabling slot {slot}"), |vars| vars.disable(slot))
     }
 
     fn arm(&mut self, slot: &SlotId, attempts: u32) -> Result<(), PortError> {
-        self.change(&format!("arming slot {slot}"), |vars| {
-            slot_vars::first(vars, slot, attempts)
-        })
+        self.change(&format!("arming slot {slot}"), |vars| vars.arm(slot, attempts))
     }
 
     fn confirm(&mut self, slot: &SlotId) -> Result<(), PortError> {
         let attempts = self.attempts;
-        self.change(&format!("confirming slot {slot}"), |vars| {
-            slot_vars::first(vars, slot, attempts)
-        })
+        self.change(&format!("confirming slot {slot}"), |vars| vars.confirm(slot, attempts))
     }
 
     fn replenish(&mut self, slot: &SlotId) -> Result<(), PortError> {
         let attempts = self.attempts;
         self.change(&format!("giving slot {slot} its boot attempts back"), |vars| {
-            slot_vars::replenish(vars, slot, attempts)
+            vars.replenish(slot, attempts)
         })
     }
 }
 
 impl<M: Medium> HostBoot for Loader<M> {
     fn primary(&mut self) -> Result<Option<SlotId>, PortError> {
+        let _lock = self.medium.lock()?;
         let vars = self.load(None)?;
-        slot_vars::primary(&vars, &self.slots)
+        vars.primary(&self.slots)
             .map_err(|error| PortError::environment("reading the variables of the boot loader", Some(error.into())))
     }
 
     fn create(&mut self, slot: &SlotId) -> Result<(), PortError> {
         let (slots, attempts) = (self.slots.clone(), self.attempts);
-        self.change("setting the boot loader up", |vars| {
-            slot_vars::create(vars, &slots, slot, attempts)
-        })
+        self.change("setting the boot loader up", |vars| vars.create(&slots, slot, attempts))
     }
 
     fn peek(&self) -> Result<BootView, PortError> {

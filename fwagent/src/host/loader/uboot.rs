@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Advice, fadvise, major};
 
 use crate::host::loader::Medium;
+use crate::host::loader::env_lock::EnvLock;
 use crate::machine::slot::SlotId;
 use crate::machine::uboot_config::{Place, Places};
 use crate::machine::uboot_env::{Active, ByteOrder, EnvError, Environment, Format, Layout};
@@ -34,6 +35,7 @@ const MTD_BLOCK: u32 = 31;
 pub struct Uboot {
     config: PathBuf,
     byte_order: ByteOrder,
+    lock: EnvLock,
 }
 
 /// Where a copy lies, now that the device was looked at.
@@ -64,9 +66,13 @@ impl Found {
 }
 
 impl Uboot {
-    /// The environment that the file `config`, a `fw_env.config`, describes.
-    pub fn new(config: PathBuf, byte_order: ByteOrder) -> Self {
-        Self { config, byte_order }
+    /// The environment that the file `config`, a `fw_env.config`, describes; `lock` is that of the tools of U-Boot.
+    pub fn new(config: PathBuf, byte_order: ByteOrder, lock: EnvLock) -> Self {
+        Self {
+            config,
+            byte_order,
+            lock,
+        }
     }
 
     fn copies(&self) -> Result<Vec<Copy>, PortError> {
@@ -114,6 +120,10 @@ impl Uboot {
 
 impl Medium for Uboot {
     type Vars = Environment;
+
+    fn lock(&self) -> Result<Option<File>, PortError> {
+        self.lock.take()
+    }
 
     fn read(&self, _running: Option<&SlotId>) -> Result<(Environment, bool), PortError> {
         let found = self.found(&self.copies()?)?;
