@@ -6,25 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use fwtests::device::{Agent, Health, Scene, check_of, files_of, floors_at_least};
+use fwtests::random::Random;
 use fwtests::world::Slots;
 
 /// Times that the agent is killed in one test.
 const KILLS: u32 = 45;
 /// A release appears every so many kills.
 const PER_RELEASE: u32 = 5;
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit.max(1)
-    }
-}
 
 #[test]
 fn directory_slots_survive_kills_at_any_moment() -> anyhow::Result<()> {
@@ -49,7 +37,7 @@ fn seed(usual: u64) -> anyhow::Result<u64> {
 fn storm(slots: Slots, seed: u64) -> anyhow::Result<()> {
     let check = check_of(slots);
     let scene = Scene::provisioned(slots, &format!("{check}\n[boot]\nattempts = 4\n"))?;
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut floors = scene.world.status()?["floors"].clone();
     let mut published = 0;
     let mut ends: BTreeMap<String, u32> = BTreeMap::new();
