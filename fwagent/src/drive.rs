@@ -401,6 +401,10 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
             return Ok((checked, Next::Continue));
         };
         let slot = self.free_slot()?;
+        if self.ports.boot.view()?.booted.as_ref() == Some(&slot) {
+            // Whatever the record says: a start that could not finish may have left it so.
+            return Err(Refusal::ActiveSlot { slot }.into());
+        }
         for component in &offer.manifest.components {
             self.ports.slots.check(&slot, component)?;
         }
@@ -479,6 +483,9 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
                 },
                 Effect::Confirm(slot) => {
                     self.ports.boot.confirm(&slot)?;
+                    for below in self.state.below_next_floor() {
+                        self.ports.boot.disable(&below)?;
+                    }
                     Some(Event::Confirmed)
                 }
                 Effect::Reboot => {

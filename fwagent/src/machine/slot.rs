@@ -58,7 +58,7 @@ pub enum SlotStatus {
     Tentative,
     /// Passed its checks; may be booted at any time.
     Confirmed,
-    /// Failed on this device.
+    /// Must not be booted: failed on this device, given up, or below the security floor.
     Bad,
 }
 

@@ -24,7 +24,8 @@ pub struct State {
     pub active: SlotId,
     /// Slots whose software passed its checks on this device, and what they hold.
     pub confirmed: BTreeMap<SlotId, ReleaseRef>,
-    /// Slots whose software failed here, until they are written again.
+    /// Slots that must not be booted, until they are written again: their software failed here, was given up, or is below
+    /// the security floor.
     pub bad: BTreeMap<SlotId, ReleaseRef>,
     /// Releases that are not installed again by themselves; the newest last.
     pub rejected: Vec<Rejected>,
@@ -238,6 +239,21 @@ impl State {
             None if *slot == self.active => (SlotStatus::Confirmed, None),
             None => (SlotStatus::Empty, None),
         }
+    }
+
+    /// Confirmed slots that the release of the update in progress declares dangerous: once its floors hold, nothing in
+    /// them may be booted any more.
+    pub fn below_next_floor(&self) -> Vec<SlotId> {
+        let Some((slot, release)) = self.phase.update() else {
+            return Vec::new();
+        };
+        let mut floors = self.floors.clone();
+        floors.confirm(release);
+        let others = self.confirmed.iter().filter(|(other, _)| *other != slot);
+        others
+            .filter(|(_, held)| floors.permit_boot(&held.channel, held.sequence).is_err())
+            .map(|(other, _)| other.clone())
+            .collect()
     }
 
     /// Why a release is not installed again by itself, if so.

@@ -84,7 +84,9 @@ pub enum Effect {
     Arm(SlotId),
     /// Run the health checks; gives `HealthPassed`, `HealthFailed`, or nothing while an operator is awaited.
     CheckHealth(SlotId),
-    /// Make the slot the one that is booted; gives `Confirmed`.
+    /// Make the slot the one that is booted, and then let none of [`State::below_next_floor`] be booted: before the
+    /// floors rise, since a boot loader that counts every boot may go back to an earlier slot at any of them. Gives
+    /// `Confirmed`.
     Confirm(SlotId),
     /// Restart the device.
     Reboot,
@@ -215,6 +217,10 @@ pub fn step(state: &State, event: Event, at: UtcSeconds) -> Result<Step, Refusal
             let mut next = state.clone();
             let reason = "given up by the operator";
             next.reject(&release, reason);
+            // Before it was cleared, it holds what it held.
+            if !matches!(state.phase, Phase::Clearing { .. }) {
+                next.bad.insert(slot.clone(), release.clone());
+            }
             let disable = Effect::Disable(slot.clone());
             end(&mut next, UpdateResult::RolledBack, release, slot, reason, "", at);
             Ok(step_of(next, vec![disable]))
@@ -272,19 +278,14 @@ fn confirmed(state: &State, slot: SlotId, release: ReleaseRef, at: UtcSeconds) -
     next.forget_rejected_below_floors();
     next.confirmed.insert(slot.clone(), release.clone());
     next.bad.remove(&slot);
-    // Fall-backs that this release declares dangerous.
-    let floors = next.floors.clone();
-    let forbidden: Vec<SlotId> = next
-        .confirmed
-        .iter()
-        .filter(|(other, held)| **other != slot && floors.permit_boot(&held.channel, held.sequence).is_err())
-        .map(|(other, _)| other.clone())
-        .collect();
-    for other in &forbidden {
-        next.confirmed.remove(other);
+    // Fall-backs that this release declares dangerous; the boot loader knows already.
+    for other in state.below_next_floor() {
+        if let Some(held) = next.confirmed.remove(&other) {
+            next.bad.insert(other, held);
+        }
     }
     end(&mut next, UpdateResult::Confirmed, release, slot, "", "", at);
-    step_of(next, forbidden.into_iter().map(Effect::Disable).collect())
+    step_of(next, vec![])
 }
 
 fn roll_back(state: &State) -> Result<Step, Refusal> {
@@ -363,6 +364,7 @@ fn power_on(state: &State, view: &BootView, at: UtcSeconds) -> Result<Step, Refu
         Phase::Confirming { slot, release } if in_active => {
             // It had passed; only the power went too early. So it is not rejected, and the next poll brings it again.
             let mut next = state.clone();
+            next.bad.insert(slot.clone(), release.clone());
             let disable = Effect::Disable(slot.clone());
             let reason = "power was lost between the health checks and their record";
             end(&mut next, UpdateResult::FellBack, release, slot, reason, "", at);
@@ -411,8 +413,14 @@ fn power_on(state: &State, view: &BootView, at: UtcSeconds) -> Result<Step, Refu
 }
 
 fn idle_power_on(state: &State, running: SlotId, at: UtcSeconds) -> Result<Step, Refusal> {
+    // The power may have gone before the boot loader was told.
+    let mut effects: Vec<Effect> = state.bad.keys().cloned().map(Effect::Disable).collect();
     if running == state.active {
-        return Ok(step_of(state.clone(), vec![]));
+        return Ok(step_of(state.clone(), effects));
+    }
+    if state.bad.contains_key(&running) {
+        effects.push(Effect::Reboot);
+        return Ok(step_of(state.clone(), effects));
     }
     let Some(release) = state.confirmed.get(&running) else {
         return Err(Refusal::UnexpectedSlot {
@@ -437,7 +445,7 @@ fn idle_power_on(state: &State, running: SlotId, at: UtcSeconds) -> Result<Step,
             at,
         );
     }
-    Ok(step_of(next, vec![]))
+    Ok(step_of(next, effects))
 }
 
 fn fell_back(state: &State, slot: SlotId, release: ReleaseRef, reason: &str, log: &str, at: UtcSeconds) -> Step {

@@ -83,6 +83,9 @@ impl Device<'_> {
                 }
                 Effect::Confirm(slot) => {
                     done(control.confirm(&slot));
+                    for below in self.state.below_next_floor() {
+                        done(control.disable(&below));
+                    }
                     Some(Event::Confirmed)
                 }
                 Effect::CheckHealth(_) => Some(self.verdict()),

@@ -199,15 +199,30 @@ fn a_security_floor_takes_the_old_slot_away() {
         slot: slot("b"),
         release: release(2, 2),
     };
-    let end = after(
-        &device(),
-        events.into_iter().chain([Event::HealthPassed, Event::Confirmed]),
-    );
-    assert_eq!(end.effects, [Effect::Disable(slot("a"))]);
-    assert!(!end.state.confirmed.contains_key(&slot("a")));
+    let passed = after(&device(), events.into_iter().chain([Event::HealthPassed]));
+    assert_eq!(passed.effects, [Effect::Confirm(slot("b"))]);
+    assert_eq!(passed.state.below_next_floor(), [slot("a")]);
+    let end = after(&passed.state, [Event::Confirmed]);
+    assert!(end.effects.is_empty() && !end.state.confirmed.contains_key(&slot("a")));
+    assert_eq!(end.state.slot(&slot("a")).0, SlotStatus::Bad);
     assert_eq!(
         step(&end.state, Event::RollbackAsked, AT),
         Err(Refusal::NothingToRollBackTo)
+    );
+}
+
+#[test]
+fn a_slot_that_was_given_up_is_left_although_the_boot_loader_was_not_told_in_time() {
+    let pending = after(&device(), to_trial().into_iter().take(4)).state;
+    let given_up = after(&pending, [Event::RollbackAsked]);
+    assert_eq!(given_up.effects, [Effect::Disable(slot("b"))]);
+    // The power went before that: the loader tries the slot.
+    let tried = after(&given_up.state, [booted("b", Some(2))]);
+    assert_eq!(tried.effects, [Effect::Disable(slot("b")), Effect::Reboot]);
+    let back = after(&tried.state, [booted("a", None)]);
+    assert_eq!(
+        (back.state, back.effects),
+        (given_up.state, vec![Effect::Disable(slot("b"))])
     );
 }
 
@@ -402,6 +417,12 @@ impl Device {
                         return;
                     }
                     self.boot = self.boot.confirmed(&slot);
+                    for below in self.state.below_next_floor() {
+                        if !spend(budget) {
+                            return;
+                        }
+                        self.boot = self.boot.disabled(&below);
+                    }
                     Some(Event::Confirmed)
                 }
                 Effect::Reboot => {
