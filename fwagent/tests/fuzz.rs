@@ -7,14 +7,16 @@ use std::path::Path;
 use fwagent::config::Config;
 use fwagent::host::unpack::unpack;
 use fwagent::machine::boot::BootRecord;
+use fwagent::machine::cmdline;
 use fwagent::machine::grub_env::Block;
+use fwagent::machine::mounts;
 use fwagent::machine::record;
 use fwagent::machine::uboot_config::Places;
 
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
-fwfuzz::tests!(targets: record 3000, boot 3000, config 3000, twin 500, generation 150, tar 3000, zstd 1000, uboot 5000, grub 5000, fw_env 5000);
+fwfuzz::tests!(targets: record 3000, boot 3000, config 3000, twin 500, generation 150, tar 3000, zstd 1000, uboot 5000, grub 5000, fw_env 5000, kernel 5000);
 
 /// Mutations of what is refused at once would reach nothing.
 #[test]
@@ -34,6 +36,19 @@ fn seeds_are_accepted() {
     }
     for path in seeds("fw_env") {
         Places::parse(&std::fs::read_to_string(path).unwrap()).unwrap();
+    }
+    for path in seeds("kernel") {
+        let text = std::fs::read(&path).unwrap();
+        match path.file_name().unwrap().to_str().unwrap() {
+            "swaps" => assert_eq!(mounts::swaps(&text).unwrap().len(), 2),
+            "cmdline" => assert!(cmdline::root(std::str::from_utf8(&text).unwrap()).is_some()),
+            _ => assert!(
+                mounts::mounts(&text)
+                    .unwrap()
+                    .iter()
+                    .any(|mount| !mount.layers().is_empty())
+            ),
+        }
     }
     for path in seeds("config") {
         Config::load(&path).unwrap();

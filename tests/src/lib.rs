@@ -3,6 +3,7 @@
 pub mod bins;
 pub mod device;
 pub mod lie_server;
+pub mod loop_device;
 pub mod measure;
 pub mod random;
 pub mod repo_sim;

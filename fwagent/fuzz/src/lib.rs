@@ -18,7 +18,9 @@ use fwagent::host::tree::{Node, Tree};
 use fwagent::host::unpack::unpack;
 use fwagent::machine::boot::{BootRecord, MAX_SLOTS};
 use fwagent::machine::boot_count::{Counted, CounterFile, SlotNames};
+use fwagent::machine::cmdline::{self, RootName};
 use fwagent::machine::grub_env::Block;
+use fwagent::machine::mounts::{self, Mount};
 use fwagent::machine::record;
 use fwagent::machine::slot::SlotId;
 use fwagent::machine::slot_vars::{self, BootVars, SlotVars};
@@ -181,6 +183,22 @@ pub fn fw_env(data: &[u8]) {
     for place in places {
         assert!(place.path.is_absolute() && place.size <= MAX_ENV_BYTES);
         assert!(place.offset >= 0 || place.offset.unsigned_abs() >= place.size as u64);
+    }
+}
+
+/// What the kernel says of mounts, swap and its command line: what is understood can be used as it is.
+pub fn kernel(data: &[u8]) {
+    if let Ok(mounts) = mounts::mounts(data) {
+        assert!(mounts.iter().all(|mount| mount.point.is_absolute()));
+        let mut layers = mounts.iter().flat_map(Mount::layers);
+        assert!(layers.all(|layer| !layer.as_os_str().is_empty()));
+    }
+    if let Ok(swaps) = mounts::swaps(data) {
+        assert!(swaps.iter().all(|path| path.is_absolute()));
+    }
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Some(RootName::Tag { value, .. }) = cmdline::root(text) {
+        assert!(!value.is_empty() && !cmdline::link_name(&value).contains('/'));
     }
 }
 

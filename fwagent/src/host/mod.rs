@@ -13,6 +13,7 @@ pub mod repository;
 pub mod restart;
 pub mod slots;
 pub mod state_file;
+pub mod system;
 mod tls;
 pub mod tree;
 pub mod unpack;

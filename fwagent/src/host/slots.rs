@@ -1,7 +1,8 @@
-//! Slots on file systems: a plain file holds a raw image, a directory holds an unpacked archive.
+//! Slots: a block device or a plain file holds a raw image, a directory holds an unpacked archive.
 //!
 //! What it decides: whether an image fits a slot, whether a slot holds an image, and when a write has succeeded. What it
-//! does not decide: which slot may be written; that the running one never is, is the driver's rule.
+//! does not decide: which slot may be written; that the running one never is, is the driver's rule. But whoever is wrong
+//! about what runs, nothing is written here that the system uses.
 
 use std::fs;
 use std::io::{self, Read};
@@ -12,14 +13,17 @@ use fwmeta::manifest::{Component, ImageKind};
 use fwmeta::target::MismatchError;
 use rustix::fs::statvfs;
 
+use crate::host::system::{System, Use};
 use crate::host::tree::{Difference, TreeError};
 use crate::host::unpack::UnpackError;
 use crate::machine::slot::SlotId;
 use crate::ports::{PortError, PortErrorKind, Progress, SlotStore};
 
+mod block;
 mod dir;
 mod file;
 mod image;
+mod raw;
 
 use image::ImageReader;
 
@@ -31,6 +35,8 @@ pub enum SlotKind {
     File,
     /// The image is an archive that is unpacked into a directory.
     Dir,
+    /// The image's bytes are the first ones of a disk or partition.
+    Block,
 }
 
 /// One slot.
@@ -42,9 +48,10 @@ pub struct SlotConfig {
     pub class: String,
     /// How it holds an image.
     pub kind: SlotKind,
-    /// The file; or the directory that holds the trees, of which `current` is the one in use.
+    /// The file; the block device, or a link to it; or the directory that holds the trees, of which `current` is the one
+    /// in use.
     pub path: PathBuf,
-    /// Largest image in bytes; the free space alone decides when absent.
+    /// Largest image in bytes; the free space or the size of the device alone decides when absent.
     pub size: Option<u64>,
 }
 
@@ -52,6 +59,7 @@ pub struct SlotConfig {
 #[derive(Debug, Clone)]
 pub struct HostSlots {
     slots: Vec<SlotConfig>,
+    system: System,
 }
 
 /// A slot refused an image or failed.
@@ -101,6 +109,23 @@ pub enum SlotError {
         path: PathBuf,
         /// What it should be.
         expected: &'static str,
+    },
+    /// Somebody uses the slot.
+    #[error("{} is in use: {used}", path.display())]
+    InUse {
+        /// The slot.
+        path: PathBuf,
+        /// Who.
+        used: Use,
+    },
+    /// Nobody can say whether the slot is in use.
+    #[error("reading what the system uses")]
+    Unknown(#[source] io::Error),
+    /// The slot cannot be written.
+    #[error("{} can only be read", path.display())]
+    ReadOnly {
+        /// The slot.
+        path: PathBuf,
     },
     /// The image could not be read from where it comes from.
     #[error("reading the image")]
@@ -159,7 +184,12 @@ pub enum SlotError {
 impl HostSlots {
     /// These slots.
     pub fn new(slots: Vec<SlotConfig>) -> Self {
-        Self { slots }
+        Self::on(slots, System::default())
+    }
+
+    /// These slots of a system.
+    pub fn on(slots: Vec<SlotConfig>, system: System) -> Self {
+        Self { slots, system }
     }
 
     /// Where the content of a slot is used from: the file, or the link `current` in the directory, whether or not it is
@@ -170,7 +200,7 @@ impl HostSlots {
             .iter()
             .find(|config| config.slot == *slot && class.is_none_or(|class| config.class == class))?;
         Some(match found.kind {
-            SlotKind::File => found.path.clone(),
+            SlotKind::File | SlotKind::Block => found.path.clone(),
             SlotKind::Dir => found.path.join(dir::CURRENT),
         })
     }
@@ -190,8 +220,8 @@ impl HostSlots {
         let config = self.find(slot, component)?;
         let (path, image) = (&config.path, component.image.size);
         let expected = match (config.kind, component.kind) {
-            (SlotKind::File, ImageKind::Raw) | (SlotKind::Dir, ImageKind::Tar) => None,
-            (SlotKind::File, _) => Some("raw images"),
+            (SlotKind::File | SlotKind::Block, ImageKind::Raw) | (SlotKind::Dir, ImageKind::Tar) => None,
+            (SlotKind::File | SlotKind::Block, _) => Some("raw images"),
             (SlotKind::Dir, _) => Some("unpacked archives"),
         };
         if let Some(expected) = expected {
@@ -203,8 +233,9 @@ impl HostSlots {
             return Err(SlotError::TooLarge { path, image, slot });
         }
         let replaced = match config.kind {
-            SlotKind::File => file::replaced(path)?,
-            SlotKind::Dir => dir::replaced(path)?,
+            SlotKind::File => file::replaced(path, &self.system)?,
+            SlotKind::Dir => dir::replaced(path, &self.system)?,
+            SlotKind::Block => return block::claim(path, image, &self.system).map(|_| config),
         };
         let available = free_space(path)?.saturating_add(replaced);
         if image > available {
@@ -230,6 +261,7 @@ impl HostSlots {
         let reader = ImageReader::new(image, &component.image, progress);
         match config.kind {
             SlotKind::File => file::write(&config.path, reader),
+            SlotKind::Block => block::claim(&config.path, component.image.size, &self.system)?.write(reader),
             SlotKind::Dir => dir::write(&config.path, reader),
         }
     }
@@ -238,6 +270,7 @@ impl HostSlots {
         let config = self.find(slot, component)?;
         let held = match (config.kind, component.kind) {
             (SlotKind::File, ImageKind::Raw) => file::holds(&config.path, &component.image),
+            (SlotKind::Block, ImageKind::Raw) => block::holds(&config.path, &component.image),
             (SlotKind::Dir, ImageKind::Tar) => dir::holds(&config.path, &component.image),
             _ => Ok(false),
         };
@@ -285,6 +318,7 @@ impl SlotError {
             Self::Unpack(error) => matches!(error, UnpackError::Io { .. }),
             Self::NoSpace { .. } | Self::Obstacle { .. } | Self::Io { .. } => true,
             Self::ReadBack { .. } | Self::ReadBackTree { .. } | Self::Tree { .. } => true,
+            Self::InUse { .. } | Self::Unknown(_) | Self::ReadOnly { .. } => true,
         };
         if environment {
             PortErrorKind::Environment { retry_after: None }
@@ -299,6 +333,11 @@ impl SlotError {
             kind: self.kind(),
             source: Some(Box::new(self)),
         }
+    }
+
+    fn read_back(path: &Path) -> impl FnOnce(MismatchError) -> Self {
+        let path = path.to_owned();
+        move |source| Self::ReadBack { path, source }
     }
 
     /// Whether it says that the content of a slot is gone or not what an image leaves there.
@@ -335,6 +374,14 @@ fn free_space(path: &Path) -> Result<u64, SlotError> {
     Err(failed("reading the free space of", path)(
         io::ErrorKind::NotFound.into(),
     ))
+}
+
+/// Refuses a slot that somebody uses.
+fn in_use(path: &Path, used: Option<Use>) -> Result<(), SlotError> {
+    used.map_or(Ok(()), |used| {
+        let path = path.to_owned();
+        Err(SlotError::InUse { path, used })
+    })
 }
 
 /// What is at `path`, not following a link; `None` for nothing.

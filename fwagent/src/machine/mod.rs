@@ -8,12 +8,15 @@
 //! state                        <-> record                   the bytes that survive a loss of power
 //! variables of a boot loader   -> slot_vars                  the same for U-Boot (uboot_env) and GRUB (grub_env)
 //!                              -> boot_count                 U-Boot with one counter and the name of the slot
+//! texts of the kernel          -> mounts, cmdline            what is mounted, what is the root
 //! ```
 
 pub mod boot;
 pub mod boot_count;
+pub mod cmdline;
 pub mod floor;
 pub mod grub_env;
+pub mod mounts;
 pub mod plan;
 pub mod record;
 pub mod release;

@@ -20,7 +20,8 @@ use fwmeta::hex;
 use fwmeta::manifest::Image;
 
 use super::image::ImageReader;
-use super::{SlotError, failed, metadata, occupied};
+use super::{SlotError, failed, in_use, metadata, occupied};
+use crate::host::system::System;
 use crate::host::tree::{INVENTORY_BYTES, Tree, TreeError, inventory_head, open_plain};
 use crate::host::unpack::unpack;
 
@@ -36,7 +37,7 @@ const TREE: &str = "tree-";
 const INVENTORY: &str = ".inventory";
 
 /// Checks what is at `path`; the bytes that a write frees before it needs any: those of an interrupted one.
-pub(super) fn replaced(path: &Path) -> Result<u64, SlotError> {
+pub(super) fn replaced(path: &Path, system: &System) -> Result<u64, SlotError> {
     let obstacle = |path: &Path, expected| {
         let path = path.to_owned();
         Err(SlotError::Obstacle { path, expected })
@@ -50,6 +51,7 @@ pub(super) fn replaced(path: &Path) -> Result<u64, SlotError> {
     if metadata(&current)?.is_some_and(|found| !found.is_symlink()) {
         return obstacle(&current, "a symbolic link");
     }
+    in_use(path, system.look().map_err(SlotError::Unknown)?.tree(path, &current))?;
     occupied_below(&path.join(NEW))
 }
 
