@@ -16,6 +16,7 @@ use crate::host::generation::GenerationStore;
 use crate::host::health::HealthChecks;
 use crate::host::http::Http;
 use crate::host::loader::boot_count::UbootCount;
+use crate::host::loader::efi::Efi;
 use crate::host::loader::env_lock::EnvLock;
 use crate::host::loader::grub::Grub;
 use crate::host::loader::uboot::Uboot;
@@ -81,6 +82,7 @@ impl Device {
             BootConfig::Grub { grubenv, running } => {
                 Box::new(Loader::new(Grub::new(grubenv, dir), slots, attempts, running))
             }
+            BootConfig::Efi { vars, entries, running } => Box::new(Efi::new(vars, entries, running)),
         }
     }
 

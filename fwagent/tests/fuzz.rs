@@ -8,6 +8,7 @@ use fwagent::config::Config;
 use fwagent::host::unpack::unpack;
 use fwagent::machine::boot::BootRecord;
 use fwagent::machine::cmdline;
+use fwagent::machine::efi_boot::LoadOption;
 use fwagent::machine::grub_env::Block;
 use fwagent::machine::mounts;
 use fwagent::machine::record;
@@ -16,7 +17,7 @@ use fwagent::machine::uboot_config::Places;
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
-fwfuzz::tests!(targets: record 3000, boot 3000, config 3000, twin 500, generation 150, tar 3000, zstd 1000, uboot 5000, grub 5000, fw_env 5000, kernel 5000);
+fwfuzz::tests!(targets: record 3000, boot 3000, config 3000, twin 500, generation 150, tar 3000, zstd 1000, uboot 5000, grub 5000, fw_env 5000, kernel 5000, efi 5000);
 
 /// Mutations of what is refused at once would reach nothing.
 #[test]
@@ -33,6 +34,10 @@ fn seeds_are_accepted() {
     }
     for path in seeds("grub") {
         Block::decode(&std::fs::read(path).unwrap()).unwrap();
+    }
+    for path in seeds("efi") {
+        let bytes = std::fs::read(path).unwrap();
+        LoadOption::decode(&bytes[1 + usize::from(bytes[0])..]).unwrap();
     }
     for path in seeds("fw_env") {
         Places::parse(&std::fs::read_to_string(path).unwrap()).unwrap();

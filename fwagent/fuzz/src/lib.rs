@@ -19,6 +19,7 @@ use fwagent::host::unpack::unpack;
 use fwagent::machine::boot::{BootRecord, MAX_SLOTS};
 use fwagent::machine::boot_count::{Counted, CounterFile, SlotNames};
 use fwagent::machine::cmdline::{self, RootName};
+use fwagent::machine::efi_boot::{self, Boot, BootNumber, Entry, LoadOption, Slots};
 use fwagent::machine::grub_env::Block;
 use fwagent::machine::mounts::{self, Mount};
 use fwagent::machine::record;
@@ -164,6 +165,46 @@ fn changed<V: SlotVars>(vars: &V, again: impl Fn(&V) -> Option<V>) {
         let view = slot_vars::view(&disabled, &slots, first);
         assert!(view.is_ok_and(|view| !view.armed.contains_key(second)));
     }
+}
+
+/// A load option, and the boot manager's variables as the bytes before it say: whatever they are, an armed slot is tried
+/// once and is in no other place, a disabled one is nowhere, and a confirmed one is first.
+pub fn efi(data: &[u8]) {
+    let [length, data @ ..] = data else { return };
+    let (lists, option) = data.split_at(usize::from(*length).min(data.len()));
+    let _ = efi_boot::text(option);
+    let option = LoadOption::decode(option);
+    let (Ok(numbers), Ok(option)) = (efi_boot::numbers("BootOrder", lists), option) else {
+        return;
+    };
+    assert_eq!(efi_boot::bytes(&numbers), lists);
+    let [first, second] = slots();
+    let options = [
+        (BootNumber(1), option.clone()),
+        (BootNumber(2), LoadOption { active: true, ..option }),
+    ];
+    let entries = [("Boot0001", &first), ("Boot0002", &second)];
+    let entries = entries.map(|(entry, slot)| (slot.clone(), Entry::parse(entry)));
+    let found = Slots::find(&entries, &options.into());
+    let boot = Boot {
+        next: numbers.last().copied(),
+        order: numbers,
+    };
+    let second_number = BootNumber(2);
+    let _ = boot.view(&found, &first, boot.next);
+    if let Ok(armed) = boot.armed(&found, &second, 1) {
+        assert!(armed.next == Some(second_number) && !armed.order.contains(&second_number));
+        assert!(armed.primary(&found).is_some());
+    }
+    if let Ok(disabled) = boot.disabled(&found, &second) {
+        assert!(disabled.next != Some(second_number) && !disabled.order.contains(&second_number));
+        assert!(disabled.primary(&found).is_some());
+    }
+    let confirmed = boot.confirmed(&found, &second).expect("it is active");
+    assert_eq!(confirmed.order.first(), Some(&second_number));
+    assert_eq!(confirmed.primary(&found), Some(second.clone()));
+    let replenished = boot.replenished(&found, &second).expect("it is active");
+    assert_eq!(replenished.primary(&found), Some(second));
 }
 
 /// A `fw_env.config` that is accepted names one place or two that can be two copies.

@@ -7,9 +7,11 @@ use serde::Deserialize;
 
 use super::{Problem, problem};
 use crate::host::loader::Running;
+use crate::host::loader::efivarfs::EfiVars;
 use crate::host::loader::env_lock::LOCK_FILE;
 use crate::host::slots::SlotConfig;
 use crate::machine::boot_count::SlotNames;
+use crate::machine::efi_boot::Entry;
 use crate::machine::slot::SlotId;
 use crate::machine::uboot_env::ByteOrder;
 
@@ -20,6 +22,7 @@ const CMDLINE: &str = "/proc/cmdline";
 const SLOT_VARIABLE: &str = "fwagent_slot";
 const FW_ENV_CONFIG: &str = "/etc/fw_env.config";
 const GRUBENV: &str = "/boot/grub/grubenv";
+const EFIVARS: &str = "/sys/firmware/efi/efivars";
 
 /// The boot loader.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +49,15 @@ pub enum BootConfig {
         /// Which slot runs.
         running: Running,
     },
+    /// The boot manager of UEFI firmware, with `BootOrder` and `BootNext`.
+    Efi {
+        /// Its variables.
+        vars: EfiVars,
+        /// The load option of each slot.
+        entries: Vec<(SlotId, Entry)>,
+        /// Which slot runs.
+        running: Running,
+    },
 }
 
 impl BootConfig {
@@ -55,6 +67,7 @@ impl BootConfig {
             Self::File => "file",
             Self::Uboot { .. } => "uboot",
             Self::Grub { .. } => "grub",
+            Self::Efi { .. } => "efi",
         }
     }
 }
@@ -72,6 +85,8 @@ pub(super) struct BootSection {
     fallback_variable: Option<String>,
     counter_file: Option<PathBuf>,
     grubenv: Option<PathBuf>,
+    efivars: Option<PathBuf>,
+    entries: Option<BTreeMap<String, String>>,
     slot_parameter: Option<String>,
     cmdline_file: Option<PathBuf>,
 }
@@ -83,6 +98,7 @@ enum Control {
     File,
     Uboot,
     Grub,
+    Efi,
 }
 
 /// What the variables of U-Boot mean.
@@ -138,7 +154,7 @@ impl BootSection {
     pub(super) fn attempts(&self) -> u32 {
         self.attempts.unwrap_or(match self.control {
             Control::File | Control::Uboot => 3,
-            Control::Grub => 1,
+            Control::Grub | Control::Efi => 1,
         })
     }
 
@@ -147,10 +163,10 @@ impl BootSection {
         if !(1..=100).contains(&attempts) {
             return problem("boot.attempts", format!("is {attempts}, not from 1 to 100"));
         }
-        if self.control == Control::Grub && attempts != 1 {
+        if matches!(self.control, Control::Grub | Control::Efi) && attempts != 1 {
             return problem(
                 "boot.attempts",
-                format!("is {attempts}, and GRUB can count one attempt only"),
+                format!("is {attempts}, and this boot loader can count one attempt only"),
             );
         }
         let loader = self.control != Control::File;
@@ -172,6 +188,8 @@ impl BootSection {
             ),
             ("boot.scheme", self.scheme.is_some(), self.control == Control::Uboot),
             ("boot.grubenv", self.grubenv.is_some(), self.control == Control::Grub),
+            ("boot.efivars", self.efivars.is_some(), self.control == Control::Efi),
+            ("boot.entries", self.entries.is_some(), self.control == Control::Efi),
             ("boot.slot_parameter", self.slot_parameter.is_some(), loader),
             ("boot.cmdline_file", self.cmdline_file.is_some(), loader),
         ] {
@@ -214,7 +232,7 @@ impl BootSection {
         let in_names = match self.control {
             Control::Uboot => self.scheme != Some(Scheme::Bootcount),
             Control::Grub => true,
-            Control::File => false,
+            Control::File | Control::Efi => false,
         };
         if let Some(slot) = hyphen.filter(|_| in_names) {
             let text = format!("is {}, which cannot be part of a boot variable: no hyphens", slot.slot);
@@ -242,6 +260,34 @@ impl BootSection {
                 grubenv: below(self.grubenv, GRUBENV),
                 running,
             },
+            Control::Efi => BootConfig::Efi {
+                vars: EfiVars::new(below(self.efivars, EFIVARS)),
+                entries: of_each_slot("boot.entries", self.entries.unwrap_or_default(), slots)?
+                    .into_iter()
+                    .map(|(slot, entry)| (slot, Entry::parse(&entry)))
+                    .collect(),
+                running,
+            },
         })
+    }
+}
+
+/// A table that has one value for each slot set, and no others.
+fn of_each_slot<T>(
+    field: &str,
+    mut given: BTreeMap<String, T>,
+    slots: &[SlotConfig],
+) -> Result<Vec<(SlotId, T)>, Problem> {
+    let mut values: Vec<(SlotId, T)> = Vec::new();
+    for slot in slots.iter().map(|slot| &slot.slot) {
+        if !values.iter().any(|(known, _)| known == slot) {
+            let value = given.remove(slot.as_str());
+            let value = value.map_or_else(|| problem(field, format!("says nothing about slot {slot}")), Ok)?;
+            values.push((slot.clone(), value));
+        }
+    }
+    match given.into_keys().next() {
+        Some(name) => problem(field, format!("names slot {name}, which is not there")),
+        None => Ok(values),
     }
 }

@@ -9,11 +9,13 @@
 //! variables of a boot loader   -> slot_vars                  the same for U-Boot (uboot_env) and GRUB (grub_env)
 //!                              -> boot_count                 U-Boot with one counter and the name of the slot
 //! texts of the kernel          -> mounts, cmdline            what is mounted, what is the root
+//! variables of UEFI            -> efi_boot                   BootOrder, BootNext
 //! ```
 
 pub mod boot;
 pub mod boot_count;
 pub mod cmdline;
+pub mod efi_boot;
 pub mod floor;
 pub mod grub_env;
 pub mod mounts;

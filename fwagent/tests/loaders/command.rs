@@ -12,7 +12,7 @@ use fwmeta::role::{RoleKeys, Root, RootRoles};
 use fwmeta::signed;
 use fwmeta::time::UtcSeconds;
 
-use crate::{Loader, grub, slot, start, uboot};
+use crate::{Loader, efi, grub, slot, start, uboot};
 
 fn config(boot: &str) -> String {
     format!(
@@ -42,9 +42,13 @@ fn config(boot: &str) -> String {
 fn boot_is_for_control_file_only() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("state")).unwrap();
-    for control in ["uboot", "grub"] {
+    for (control, fields) in [
+        ("uboot", ""),
+        ("grub", ""),
+        ("efi", "entries = { A = \"Boot0001\", B = \"Firmware B\" }"),
+    ] {
         let path = dir.path().join("fwagent.toml");
-        fs::write(&path, config(&format!("control = {control:?}"))).unwrap();
+        fs::write(&path, config(&format!("control = {control:?}\n{fields}"))).unwrap();
         for more in [&["boot"][..], &["boot", "--supervise", "--", "true"]] {
             let output = Command::new(env!("CARGO_BIN_EXE_fwagent"))
                 .arg("--config")
@@ -75,6 +79,7 @@ fn fields_that_do_not_belong_together_are_refused() {
         "control = \"uboot\"\nscheme = \"bootcount\"\n\
          slot_variables.mender_boot_part = { A = \"2\", B = \"3\" }\n\
          slot_variables.mender_boot_part_hex = { A = \"2\", B = \"3\" }",
+        "control = \"efi\"\nentries = { A = \"Boot0001\", B = \"b\" }\nefivars = \"vars\"\nslot_parameter = \"x\"",
     ] {
         parse(boot).unwrap();
     }
@@ -111,6 +116,17 @@ fn fields_that_do_not_belong_together_are_refused() {
             "control = \"uboot\"\nscheme = \"bootcount\"\nslot_variables.s = { A = \"1\", b = \"2\" }",
             "for slot B",
         ),
+        ("control = \"efi\"", "boot.entries says nothing about slot A"),
+        (
+            "control = \"efi\"\nentries = { A = \"a\", B = \"b\", C = \"c\" }",
+            "boot.entries names slot C",
+        ),
+        (
+            "control = \"efi\"\nentries = { A = \"a\", B = \"b\" }\nattempts = 2",
+            "boot.attempts",
+        ),
+        ("entries = { A = \"a\", B = \"b\" }", "boot.entries"),
+        ("control = \"grub\"\nefivars = \"/e\"", "boot.efivars"),
     ] {
         let error = parse(boot).unwrap_err();
         assert!(error.contains(expected), "{expected}: {error}");
@@ -193,6 +209,7 @@ fn root() -> Vec<u8> {
 fn a_device_is_provisioned_and_says_which_slot_runs() {
     let uboot = uboot::Board::new(uboot::Place::Two, ByteOrder::Little);
     let grub = grub::Board::new();
+    let efi = efi::Board::new();
     for (dir, control, loader) in [
         (
             uboot.dir.path(),
@@ -200,6 +217,11 @@ fn a_device_is_provisioned_and_says_which_slot_runs() {
             &uboot as &dyn Loader,
         ),
         (grub.dir.path(), "control = \"grub\"\ngrubenv = \"grubenv\"", &grub),
+        (
+            efi.dir.path(),
+            "control = \"efi\"\nefivars = \"efivars\"\nentries = { A = \"Boot0001\", B = \"Firmware B\" }",
+            &efi,
+        ),
     ] {
         fs::write(dir.join("root.json"), root()).unwrap();
         let boot = format!("{control}\ncmdline_file = \"cmdline\"");
@@ -226,12 +248,15 @@ fn a_device_is_provisioned_and_says_which_slot_runs() {
         for _ in 1..loader.attempts() {
             assert_eq!(loader.power_on(), Some(slot("A")));
         }
-        assert_eq!(loader.control().primary().unwrap(), None);
+        if loader.leaves_confirmed() {
+            assert_eq!(loader.control().primary().unwrap(), None);
+        }
         let (code, text) = run(&["install"]);
         assert_eq!(code, Some(3), "there is no server: {text}");
         assert_eq!(loader.control().primary().unwrap(), Some(slot("A")));
         // The boot loader started what nobody has confirmed.
         start(dir, "B");
+        loader.say_booted("B");
         let (code, text) = run(&["install"]);
         assert!(code != Some(0) && text.contains("runs slot B"), "{text}");
         // It does not say what it has started: nothing is done that could hit the running slot.

@@ -9,7 +9,7 @@ use fwagent::ports::PortError;
 use fwmeta::manifest::SemVer;
 use fwmeta::time::UtcSeconds;
 
-use crate::{Loader, grub, slot, uboot};
+use crate::{Loader, efi, grub, slot, uboot};
 
 const AT: UtcSeconds = UtcSeconds(1_800_000_000);
 
@@ -212,5 +212,12 @@ fn updates_through_u_boot_with_a_boot_counter() {
 fn updates_through_grub() {
     for seed in 1..12 {
         live(&grub::Board::new(), seed * 7919);
+    }
+}
+
+#[test]
+fn updates_through_efi_variables() {
+    for seed in 1..12 {
+        live(&efi::Board::new(), seed * 7919);
     }
 }

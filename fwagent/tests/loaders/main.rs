@@ -1,10 +1,11 @@
-//! Boot controls `uboot` and `grub`: the agent's half of them against what the boot scripts do, against the tools of other
+//! Boot controls of boot loaders: the agent's half of them against what the boot scripts do, against the tools of other
 //! people, and with writes that a loss of power tore.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod command;
 mod count;
+mod efi;
 mod grub;
 mod life;
 #[path = "../../../tests/src/tools.rs"]
@@ -40,6 +41,9 @@ pub trait Loader {
     fn leaves_confirmed(&self) -> bool {
         true
     }
+
+    /// Says that `slot` was booted, wherever this loader does that besides the command line.
+    fn say_booted(&self, _slot: &str) {}
 }
 
 /// The file that stands for `/proc/cmdline`.

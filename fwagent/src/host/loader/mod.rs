@@ -18,6 +18,8 @@ use crate::machine::slot_vars::{BootVars, SlotVarsError};
 use crate::ports::{BootControl, PortError};
 
 pub mod boot_count;
+pub mod efi;
+pub mod efivarfs;
 pub mod env_lock;
 pub mod grub;
 pub mod uboot;
