@@ -72,22 +72,14 @@ impl Undo {
         let made = fs::create_dir_all(point);
         made.unwrap_or_else(|error| panic!("{}: {error}", point.display()));
         done("mount", arguments.iter().map(OsStr::new).chain([point.as_os_str()]));
-        Self {
-            program: "umount",
-            argument: point.to_owned(),
-        }
+        Self::by("umount", point)
     }
 
-    /// Makes a device swap space, and uses it.
-    ///
-    /// # Panics
-    /// When that fails.
-    pub fn swap(device: &Path) -> Self {
-        done("mkswap", [device.as_os_str()]);
-        done("swapon", [device.as_os_str()]);
+    /// What a program undoes, given one argument.
+    pub fn by(program: &'static str, argument: &Path) -> Self {
         Self {
-            program: "swapoff",
-            argument: device.to_owned(),
+            program,
+            argument: argument.to_owned(),
         }
     }
 }

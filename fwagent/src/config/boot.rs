@@ -6,18 +6,15 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::{Problem, problem};
-use crate::host::loader::Running;
 use crate::host::loader::efivarfs::EfiVars;
 use crate::host::loader::env_lock::LOCK_FILE;
+use crate::host::loader::running::{Running, RunningBy};
 use crate::host::slots::SlotConfig;
 use crate::machine::boot_count::SlotNames;
 use crate::machine::efi_boot::Entry;
 use crate::machine::slot::SlotId;
 use crate::machine::uboot_env::ByteOrder;
 
-/// Parameter of the kernel command line that names the slot.
-const SLOT_PARAMETER: &str = "fwagent.slot";
-const CMDLINE: &str = "/proc/cmdline";
 /// Variable of U-Boot that names the slot, with scheme `bootcount`.
 const SLOT_VARIABLE: &str = "fwagent_slot";
 const FW_ENV_CONFIG: &str = "/etc/fw_env.config";
@@ -89,6 +86,8 @@ pub(super) struct BootSection {
     entries: Option<BTreeMap<String, String>>,
     slot_parameter: Option<String>,
     cmdline_file: Option<PathBuf>,
+    running: Option<RunningBy>,
+    root_mount: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -192,6 +191,8 @@ impl BootSection {
             ("boot.entries", self.entries.is_some(), self.control == Control::Efi),
             ("boot.slot_parameter", self.slot_parameter.is_some(), loader),
             ("boot.cmdline_file", self.cmdline_file.is_some(), loader),
+            ("boot.running", self.running.is_some(), loader),
+            ("boot.root_mount", self.root_mount.is_some(), loader),
         ] {
             if given && !fits {
                 return problem(field, "is given, and boot.control is one that has no use for it");
@@ -223,10 +224,20 @@ impl BootSection {
 
     pub(super) fn build(self, base: &Path, slots: &[SlotConfig]) -> Result<BootConfig, Problem> {
         let below = |given: Option<PathBuf>, default: &str| base.join(given.unwrap_or_else(|| default.into()));
-        let running = Running {
-            parameter: self.slot_parameter.unwrap_or_else(|| SLOT_PARAMETER.to_owned()),
-            cmdline: below(self.cmdline_file, CMDLINE),
+        let mut running = Running {
+            by: self.running.unwrap_or_default(),
+            places: slots.to_vec(),
+            ..Running::default()
         };
+        if let Some(parameter) = self.slot_parameter {
+            running.parameter = parameter;
+        }
+        if let Some(file) = self.cmdline_file {
+            running.cmdline = base.join(file);
+        }
+        if let Some(mount) = self.root_mount {
+            running.mount = base.join(mount);
+        }
         // Scripts of U-Boot and GRUB cannot name a variable with a hyphen.
         let hyphen = slots.iter().find(|slot| slot.slot.as_str().contains('-'));
         let in_names = match self.control {

@@ -201,7 +201,7 @@ impl HostSlots {
             .find(|config| config.slot == *slot && class.is_none_or(|class| config.class == class))?;
         Some(match found.kind {
             SlotKind::File | SlotKind::Block => found.path.clone(),
-            SlotKind::Dir => found.path.join(dir::CURRENT),
+            SlotKind::Dir => current_tree(&found.path),
         })
     }
 
@@ -355,6 +355,11 @@ impl SlotError {
             _ => false,
         }
     }
+}
+
+/// The link to the tree in use of a slot that is a directory.
+pub fn current_tree(dir: &Path) -> PathBuf {
+    dir.join(dir::CURRENT)
 }
 
 /// Bytes that may be written where `path` is or will be.

@@ -209,6 +209,12 @@ impl System {
         related
     }
 
+    /// Whether a mount is of a loop device over this file.
+    pub fn is_behind(&self, file: &fs::Metadata, mount: &Mount) -> bool {
+        let mut loops = self.loops().into_iter();
+        loops.any(|(_, number, behind)| is_same(&behind, file) && is_on(mount, number))
+    }
+
     /// The loop devices, each with what is behind it.
     fn loops(&self) -> Vec<(String, DeviceNumber, fs::Metadata)> {
         let mut loops = Vec::new();
@@ -298,13 +304,20 @@ impl Snapshot<'_> {
             .next()
     }
 
-    /// Who uses a tree: it is the root, or a layer of an overlay. `dir` is the directory with the trees.
+    /// Who uses a tree: it is the root, mounted elsewhere, or a layer of an overlay. `dir` is the directory with the trees.
     pub fn tree(&self, dir: &Path, current: &Path) -> Option<Use> {
-        if let (Ok(root), Ok(tree)) = (fs::metadata("/"), fs::metadata(current))
-            && is_same(&root, &tree)
-        {
-            let (what, at) = (current.display().to_string(), PathBuf::from("/"));
-            return Some(Use::Mounted { what, at });
+        if let Ok(tree) = fs::metadata(current) {
+            let number = DeviceNumber {
+                major: major(tree.dev()),
+                minor: minor(tree.dev()),
+            };
+            // Only what is of the same file system is looked at: others may not answer.
+            let bound = self.mounts.iter().filter(|mount| mount.device == number);
+            let mut points = bound.map(|mount| mount.point.as_path()).chain([Path::new("/")]);
+            if let Some(at) = points.find(|at| fs::metadata(at).is_ok_and(|found| is_same(&found, &tree))) {
+                let (what, at) = (current.display().to_string(), at.to_owned());
+                return Some(Use::Mounted { what, at });
+            }
         }
         let dir = fs::canonicalize(dir).ok()?;
         let inside = |layer: &PathBuf| fs::canonicalize(layer).is_ok_and(|layer| layer.starts_with(&dir));
@@ -326,7 +339,8 @@ pub fn is_on(mount: &Mount, device: DeviceNumber) -> bool {
     mount.device == device || (mount.device.major == 0 && by_source())
 }
 
-fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
+/// Whether two names are of one thing.
+pub fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
     (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 

@@ -8,6 +8,9 @@ mod count;
 mod efi;
 mod grub;
 mod life;
+#[path = "../../../tests/src/loop_device.rs"]
+mod loop_device;
+mod running;
 #[path = "../../../tests/src/tools.rs"]
 mod tools;
 mod uboot;
@@ -53,8 +56,8 @@ pub fn cmdline(dir: &Path) -> PathBuf {
 
 pub fn running(dir: &Path) -> Running {
     Running {
-        parameter: "fwagent.slot".to_owned(),
         cmdline: cmdline(dir),
+        ..Running::default()
     }
 }
 

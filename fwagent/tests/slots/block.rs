@@ -254,7 +254,10 @@ fn a_disk_with_a_mounted_partition_is_refused_and_so_is_a_partition_of_a_used_di
     write(&mut second, &image).unwrap();
     drop(mounted);
     write(&mut first, &image).unwrap();
-    let swap = Undo::swap(&partition(1));
+    for program in ["mkswap", "swapon"] {
+        done(program, [partition(1).as_os_str()]);
+    }
+    let swap = Undo::by("swapoff", &partition(1));
     for slots in [&mut first, &mut whole] {
         assert!(matches!(used(write(slots, &image).unwrap_err()), Use::Swap { .. }));
     }

@@ -3,13 +3,12 @@
 //! ```text
 //! Loader  ->  BootVars  pure: what the variables mean               slot_vars, boot_count, gpt
 //!         ->  Medium    uboot: single or redundant environment      grub: environment block with a shadow
-//!         ->  Running   the kernel command line: which slot runs
+//!         ->  Running   which slot runs: kernel command line, mounts
 //! ```
 //!
 //! These loaders choose by themselves; which slot they chose, they say on the kernel command line of what they booted.
 
 use std::fs::File;
-use std::path::PathBuf;
 
 use crate::host::boot_file::BootFile;
 use crate::machine::boot::BootView;
@@ -22,7 +21,10 @@ pub mod efi;
 pub mod efivarfs;
 pub mod env_lock;
 pub mod grub;
+pub mod running;
 pub mod uboot;
+
+pub use running::Running;
 
 /// A boot control of a real device: besides what the driver needs, what the factory and readers do.
 pub trait HostBoot: BootControl {
@@ -90,53 +92,6 @@ pub trait Medium {
     /// # Errors
     /// [`PortError`].
     fn write(&mut self, vars: &Self::Vars) -> Result<(), PortError>;
-}
-
-/// How to find out which slot runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Running {
-    /// Parameter of the kernel command line.
-    pub parameter: String,
-    /// The kernel command line: `/proc/cmdline`.
-    pub cmdline: PathBuf,
-}
-
-impl Running {
-    /// The slot that the kernel command line names; one of `slots`.
-    ///
-    /// # Errors
-    /// [`PortError`] when it names none, another one, or two.
-    pub fn slot(&self, slots: &[SlotId]) -> Result<SlotId, PortError> {
-        let refused = |problem: String| {
-            let attempt = format!("finding the slot that runs in {}: {problem}", self.cmdline.display());
-            PortError::environment(attempt, None)
-        };
-        let text = std::fs::read(&self.cmdline).map_err(|error| {
-            let attempt = format!("finding the slot that runs in {}", self.cmdline.display());
-            PortError::environment(attempt, Some(error.into()))
-        })?;
-        let text = String::from_utf8_lossy(&text);
-        let mut found: Vec<&str> = text
-            .split_ascii_whitespace()
-            .take_while(|word| *word != "--")
-            .filter_map(|word| {
-                word.trim_matches('"')
-                    .strip_prefix(self.parameter.as_str())?
-                    .strip_prefix('=')
-            })
-            .map(|value| value.trim_matches('"'))
-            .collect();
-        found.dedup();
-        match found.as_slice() {
-            [] => Err(refused(format!("there is no {}=", self.parameter))),
-            [one] => slots
-                .iter()
-                .find(|slot| slot.as_str() == *one)
-                .cloned()
-                .ok_or_else(|| refused(format!("{}={one} is no slot of the configuration", self.parameter))),
-            _ => Err(refused(format!("{}= is there with different slots", self.parameter))),
-        }
-    }
 }
 
 /// Boot control over a medium with variables.
@@ -238,42 +193,5 @@ impl<M: Medium> HostBoot for Loader<M> {
         let running = self.running.slot(&self.slots)?;
         let (vars, _) = self.medium.read(Some(&running))?;
         seen(&vars, &self.slots, &running)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn the_running_slot_is_named_once_or_not_known() {
-        let dir = tempfile::tempdir().unwrap();
-        let running = Running {
-            parameter: "fwagent.slot".to_owned(),
-            cmdline: dir.path().join("cmdline"),
-        };
-        let slots = ["a", "b"].map(|name| SlotId::parse(name).unwrap());
-        assert!(running.slot(&slots).is_err());
-        for (text, expected) in [
-            ("root=/dev/sda2 fwagent.slot=b quiet\n", Ok("b")),
-            ("fwagent.slot=a fwagent.slot=a", Ok("a")),
-            ("\"fwagent.slot=a\"", Ok("a")),
-            ("fwagent.slot=\"a\"", Ok("a")),
-            ("fwagent.slot=a fwagent.slot=b", Err("different slots")),
-            ("fwagent.slot=c", Err("no slot of the configuration")),
-            ("fwagent.slot=", Err("no slot of the configuration")),
-            (
-                "xfwagent.slot=a fwagent.slots=a -- fwagent.slot=a",
-                Err("there is no fwagent.slot="),
-            ),
-        ] {
-            std::fs::write(&running.cmdline, text).unwrap();
-            match (running.slot(&slots), expected) {
-                (Ok(slot), Ok(expected)) => assert_eq!(slot.as_str(), expected),
-                (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
-                (found, _) => panic!("{text}: {found:?}"),
-            }
-        }
     }
 }
