@@ -42,6 +42,12 @@ pub enum Command {
     Confirm,
     /// Give up the update in progress, or go back to the other confirmed slot
     Rollback,
+    /// Keep the software as it is until a time, or until `resume`
+    ///
+    /// Example: fwagent hold --for 7d --reason "exhibition"
+    Hold(Hold),
+    /// End a hold
+    Resume,
     /// Say why there is or is not an update, from what the last check found
     Explain,
     /// The boot loader's half of boot control `file`: choose a slot, spend an attempt, start a command in it
@@ -89,6 +95,26 @@ pub struct Install {
     /// Which release.
     #[command(flatten)]
     pub wish: Check,
+    /// Do not wait for these: window, hold, inhibit; several with commas
+    #[arg(long, value_name = "CONDITION", value_delimiter = ',')]
+    pub ignore: Vec<String>,
+    /// Say what would be done, and write nothing into slots and records of updates
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Arguments of `hold`.
+#[derive(Debug, clap::Args)]
+pub struct Hold {
+    /// Until this moment, such as 2030-12-31T23:59:59Z
+    #[arg(long, value_name = "TIME", conflicts_with = "for")]
+    pub until: Option<String>,
+    /// For so long: 90m, 12h, 7d, 2w
+    #[arg(long, value_name = "DURATION")]
+    pub r#for: Option<String>,
+    /// Why, for whoever asks
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
 }
 
 /// Arguments of `boot`.

@@ -9,6 +9,8 @@ use serde::Deserialize;
 
 use self::boot::BootSection;
 pub use self::boot::{BootConfig, UbootScheme};
+use self::conditions::ConditionsSection;
+use crate::host::conditions::ConditionsConfig;
 use crate::host::health::CheckConfig;
 use crate::host::http::HttpOptions;
 use crate::host::restart::Restart;
@@ -19,6 +21,7 @@ use crate::machine::schedule::Interval;
 use crate::machine::slot::SlotId;
 
 mod boot;
+mod conditions;
 
 /// Where the configuration is when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/fwagent/fwagent.toml";
@@ -52,6 +55,8 @@ pub struct Config {
     pub confirm: Confirm,
     /// How to restart.
     pub restart: Restart,
+    /// When an update may go on.
+    pub conditions: ConditionsConfig,
 }
 
 /// How a trial is confirmed after its checks passed.
@@ -114,6 +119,8 @@ struct File {
     health: HealthSection,
     #[serde(default)]
     restart: RestartSection,
+    #[serde(default)]
+    conditions: ConditionsSection,
 }
 
 #[derive(Debug, Deserialize)]
@@ -429,6 +436,7 @@ impl File {
                 RestartMode::Exit => Restart::Exit,
                 RestartMode::Manual => Restart::Manual,
             },
+            conditions: self.conditions.build(base)?,
         })
     }
 }

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use fwdurable::Lock;
 
 use crate::config::{BootConfig, Config, Confirm, UbootScheme};
-use crate::drive::{Driver, Observer, Ports, Setup};
+use crate::drive::{Driver, Held, Observer, Ports, Setup};
 use crate::failure::{Code, Failure, Outcome};
 use crate::host::boot_file::BootFile;
 use crate::host::clock::SystemClock;
+use crate::host::conditions::{ConditionsConfig, HostConditions};
 use crate::host::generation::GenerationStore;
 use crate::host::health::HealthChecks;
 use crate::host::http::Http;
@@ -24,7 +25,10 @@ use crate::host::loader::{HostBoot, Loader};
 use crate::host::repository::HttpRepository;
 use crate::host::slots::HostSlots;
 use crate::host::state_file::StateFile;
-use crate::ports::{HealthCheck, PortError, StateStore};
+use crate::machine::conditions::{Ask, Facts, judge};
+use crate::machine::state::State;
+use crate::machine::time::Reference;
+use crate::ports::{Clock, HealthCheck, PortError, StateStore};
 
 /// Time to wait for another command of the agent.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -175,6 +179,22 @@ impl Device {
         )
     }
 
+    /// What decides whether an update may go on, with this command asked among the rest.
+    pub fn conditions(&self, inhibit_command: Vec<String>) -> HostConditions {
+        let config = ConditionsConfig {
+            inhibit_command,
+            ..self.config.conditions.clone()
+        };
+        HostConditions::new(config, &self.config.state_dir, Arc::clone(&self.stop))
+    }
+
+    /// What withholds `ask` now, for a device in this state.
+    pub fn held(&self, state: &State, facts: &Facts, ask: Ask) -> Option<Held> {
+        let time = Reference::new(SystemClock.now(), state.floors.time);
+        let reasons = judge(&self.config.conditions.policy, facts, time, &ask);
+        (!reasons.is_empty()).then_some(Held { ask, reasons })
+    }
+
     /// A driver over the real ports. The caller holds the lock.
     ///
     /// # Errors
@@ -218,6 +238,7 @@ impl Device {
             slots: self.config.slot_sets(),
             classes: self.config.classes(),
             boot_attempts: self.config.boot_attempts,
+            policy: self.config.conditions.policy.clone(),
         };
         let ports = Ports {
             states,
@@ -225,6 +246,7 @@ impl Device {
             boot: self.boot(),
             health,
             clock: Box::new(SystemClock),
+            conditions: Box::new(self.conditions(self.config.conditions.inhibit_command.clone())),
             reboot: Box::new(self.config.restart.clone()),
         };
         Ok(Driver::new(setup, metadata, transport, ports, observer)?)

@@ -10,10 +10,12 @@
 //! from which the next start or poll goes on.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::io::Read;
 use std::time::Duration;
 
 use fwmeta::client::{Client, ClientError, Refreshed, Release};
+use fwmeta::json::{Value, object};
 use fwmeta::limits;
 use fwmeta::manifest::{Component, Encoding, Manifest};
 use fwmeta::role::{RoleKeys, RoleName, Root};
@@ -22,14 +24,16 @@ use fwmeta::time::UtcSeconds;
 use fwmeta::trusted::TrustedSet;
 use sha2::{Digest, Sha256};
 
+use crate::machine::conditions::{Ask, Condition, Gate, Policy, Withheld, judge as judge_conditions};
 use crate::machine::plan::{self, Considered, Identity, Wish};
 use crate::machine::release::ReleaseRef;
 use crate::machine::slot::SlotId;
-use crate::machine::state::State;
+use crate::machine::state::{Phase, State};
 use crate::machine::step::{Effect, Event, Refusal, step};
+use crate::machine::time::Reference;
 use crate::ports::{
-    BootControl, Clock, Health, HealthCheck, MetadataStore, PortError, PortErrorKind, Reboot, SlotStore, Source as _,
-    StateStore, Transport,
+    BootControl, Clock, Conditions, Health, HealthCheck, MetadataStore, PortError, PortErrorKind, Reboot, SlotStore,
+    Source as _, StateStore, Transport,
 };
 
 /// The time floor is stored only when it rises by so many seconds: a device that polls often must not wear its flash.
@@ -131,6 +135,32 @@ pub struct Checked {
     pub considered: Vec<Considered>,
     /// What had to be left out, and why.
     pub problems: Vec<ClientError>,
+    /// What withholds the update now.
+    pub held: Option<Held>,
+}
+
+/// An update that has to wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// What was asked for.
+    pub ask: Ask,
+    /// Why it has to wait; at least one.
+    pub reasons: Vec<Withheld>,
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reasons: Vec<_> = self.reasons.iter().map(ToString::to_string).collect();
+        write!(f, "the {} waits: {}", self.ask.gate.word(), reasons.join("; "))
+    }
+}
+
+impl Held {
+    /// The form for `--json`.
+    pub fn to_value(&self) -> Value {
+        let reasons: Vec<_> = self.reasons.iter().map(Withheld::to_value).collect();
+        object([("gate", self.ask.gate.word().into()), ("reasons", reasons.into())])
+    }
 }
 
 /// A release that this device would install.
@@ -189,6 +219,8 @@ pub enum Notice {
         /// Bytes in all.
         total: u64,
     },
+    /// The update has to wait.
+    Held(Held),
     /// A step was taken.
     Entered {
         /// The phase.
@@ -221,6 +253,8 @@ pub struct Setup {
     pub classes: Vec<String>,
     /// Trial boots before the boot loader goes back.
     pub boot_attempts: u32,
+    /// When an update may go on.
+    pub policy: Policy,
 }
 
 /// The ports that need no type of their own.
@@ -235,12 +269,14 @@ pub struct Ports {
     pub health: Box<dyn HealthCheck>,
     /// The clock.
     pub clock: Box<dyn Clock>,
+    /// What decides whether an update may go on.
+    pub conditions: Box<dyn Conditions>,
     /// The restart.
     pub reboot: Box<dyn Reboot>,
 }
 
-impl std::fmt::Debug for Ports {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Ports")
     }
 }
@@ -255,10 +291,13 @@ pub struct Driver<M, T> {
     state: State,
     /// The update in progress in this process; after a restart the next poll brings it again.
     offer: Option<Offer>,
+    /// What the operator said to pass over, in this process.
+    ignore: BTreeSet<Condition>,
+    held: Option<Held>,
 }
 
-impl<M: std::fmt::Debug, T: std::fmt::Debug> std::fmt::Debug for Driver<M, T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<M: fmt::Debug, T: fmt::Debug> fmt::Debug for Driver<M, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Driver")
             .field("setup", &self.setup)
             .field("state", &self.state)
@@ -287,12 +326,53 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
             observer,
             state,
             offer: None,
+            ignore: BTreeSet::new(),
+            held: None,
         })
     }
 
     /// The state as it is stored.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Passes over conditions that are not met, on the operator's word.
+    pub fn ignore(&mut self, conditions: impl IntoIterator<Item = Condition>) {
+        self.ignore.extend(conditions);
+    }
+
+    /// What withheld the update when it was last tried.
+    pub fn held(&self) -> Option<&Held> {
+        self.held.as_ref()
+    }
+
+    /// Whether the update may go through a gate.
+    fn pass(&mut self, gate: Gate, security: bool, bytes: u64) -> bool {
+        let ask = Ask {
+            gate,
+            security,
+            bytes,
+            ignore: self.ignore.clone(),
+        };
+        let time = Reference::new(self.ports.clock.now(), self.state.floors.time);
+        let reasons = judge_conditions(&self.setup.policy, &self.ports.conditions.facts(), time, &ask);
+        self.held = (!reasons.is_empty()).then_some(Held { ask, reasons });
+        self.held.is_none()
+    }
+
+    /// Whether the boot loader may be told of the update in progress, and the device may restart into it.
+    fn may_restart(&mut self) -> bool {
+        let security = self.state.phase.update().is_some_and(|(_, release)| release.security);
+        let may = self.pass(Gate::Restart, security, 0);
+        if let Some(held) = &self.held {
+            (self.observer)(&Notice::Held(held.clone()));
+        }
+        may
+    }
+
+    /// Whether an update is in its slot and not tried yet.
+    pub fn waits(&self) -> bool {
+        matches!(self.state.phase, Phase::Staged { .. } | Phase::Pending { .. })
     }
 
     /// Derives from the boot loader what became of the last effects, and goes on from there.
@@ -333,6 +413,7 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
     /// # Errors
     /// [`DriveError`]; what was verified before the failure is kept.
     pub fn check(&mut self, wish: &Wish) -> Result<Checked, DriveError> {
+        self.held = None;
         let now = self.ports.clock.now().max(self.state.floors.time);
         let factory = self.metadata.factory_root()?;
         let history = self.metadata.root_history()?;
@@ -364,10 +445,17 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
             metadata.stage_etag(source.timestamp_etag());
         }
         metadata.commit()?;
-        if checked.is_ok() {
-            self.raise_floors(seen, now)?;
+        let mut checked = checked?;
+        self.raise_floors(seen, now)?;
+        if let Some(offer) = &checked.offer {
+            self.pass(Gate::Install, offer.release.security, offer.download_bytes());
+            checked.held = self.held.clone();
+        } else if self.waits() {
+            let security = self.state.phase.update().is_some_and(|(_, release)| release.security);
+            self.pass(Gate::Restart, security, 0);
+            checked.held = self.held.clone();
         }
-        checked
+        Ok(checked)
     }
 
     /// Raises the metadata floors, and the time floor when that is worth a write.
@@ -400,13 +488,20 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
         let Some(offer) = &checked.offer else {
             return Ok((checked, Next::Continue));
         };
-        let slot = self.free_slot()?;
-        if self.ports.boot.view()?.booted.as_ref() == Some(&slot) {
-            // Whatever the record says: a start that could not finish may have left it so.
-            return Err(Refusal::ActiveSlot { slot }.into());
-        }
-        for component in &offer.manifest.components {
-            self.ports.slots.check(&slot, component)?;
+        let slot = self.place(offer)?;
+        if let Some(held) = &checked.held {
+            (self.observer)(&Notice::Held(held.clone()));
+            let fetches = held
+                .reasons
+                .iter()
+                .all(|withheld| withheld.condition == Condition::Window);
+            if fetches && self.setup.policy.prefetch {
+                let offer = offer.clone();
+                for (component, file) in offer.manifest.components.iter().zip(&offer.payloads) {
+                    self.fetch(component, file, offer.consistent_snapshot)?;
+                }
+            }
+            return Ok((checked, Next::Continue));
         }
         let release = offer.release.clone();
         (self.observer)(&Notice::Installing {
@@ -433,6 +528,32 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
         }
         self.transport.discard_targets()?;
         Ok(offer.release.clone())
+    }
+
+    /// What [`update`](Self::update) would do: everything up to the first write into a slot or a record of the update.
+    ///
+    /// # Errors
+    /// [`DriveError`], as the update itself would end.
+    pub fn rehearse(&mut self, wish: &Wish) -> Result<(Checked, Option<SlotId>), DriveError> {
+        let checked = self.check(wish)?;
+        let Some(offer) = &checked.offer else {
+            return Ok((checked, None));
+        };
+        let slot = self.place(offer)?;
+        Ok((checked, Some(slot)))
+    }
+
+    /// The slot that takes an offer, checked.
+    fn place(&mut self, offer: &Offer) -> Result<SlotId, DriveError> {
+        let slot = self.free_slot()?;
+        if self.ports.boot.view()?.booted.as_ref() == Some(&slot) {
+            // Whatever the record says: a start that could not finish may have left it so.
+            return Err(Refusal::ActiveSlot { slot }.into());
+        }
+        for component in &offer.manifest.components {
+            self.ports.slots.check(&slot, component)?;
+        }
+        Ok(slot)
     }
 
     /// The slot that an update goes into: the one in progress, or the first that is not active.
@@ -471,6 +592,7 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
                     None
                 }
                 Effect::Install => self.install()?,
+                Effect::Arm(_) if !self.may_restart() => Some(Event::Withheld),
                 Effect::Arm(slot) => {
                     let attempts = self.setup.boot_attempts;
                     self.ports.boot.arm(&slot, attempts)?;
@@ -487,6 +609,10 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
                         self.ports.boot.disable(&below)?;
                     }
                     Some(Event::Confirmed)
+                }
+                // Only into an update: whoever falls back must not wait.
+                Effect::Reboot if matches!(self.state.phase, Phase::Pending { .. }) && !self.may_restart() => {
+                    Some(Event::Withheld)
                 }
                 Effect::Reboot => {
                     self.ports.reboot.reboot()?;
@@ -524,6 +650,28 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
         Ok(Some(Event::Installed))
     }
 
+    /// Fetches the payload of a component, or continues.
+    fn fetch(
+        &mut self,
+        component: &Component,
+        file: &TargetFile,
+        consistent_snapshot: bool,
+    ) -> Result<T::Target, PortError> {
+        let observer = &mut self.observer;
+        self.transport.target(
+            &component.payload.target,
+            file,
+            consistent_snapshot,
+            &mut |done, total| {
+                observer(&Notice::Downloading {
+                    component: component.name.clone(),
+                    done,
+                    total,
+                })
+            },
+        )
+    }
+
     fn fill(
         &mut self,
         slot: &SlotId,
@@ -536,19 +684,8 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
             (self.observer)(&Notice::Kept { component: name });
             return Ok(());
         }
+        let payload = self.fetch(component, file, consistent_snapshot)?;
         let observer = &mut self.observer;
-        let payload = self.transport.target(
-            &component.payload.target,
-            file,
-            consistent_snapshot,
-            &mut |done, total| {
-                observer(&Notice::Downloading {
-                    component: name.clone(),
-                    done,
-                    total,
-                })
-            },
-        )?;
         let mut image: Box<dyn Read> = match component.payload.encoding {
             Encoding::Identity => Box::new(payload),
             Encoding::Zstd => {
@@ -591,6 +728,7 @@ fn examine<M: MetadataStore, T: Transport>(
         offer,
         considered: decision.considered,
         problems: listed.problems,
+        held: None,
     })
 }
 

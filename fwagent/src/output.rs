@@ -123,6 +123,7 @@ fn value(notice: &Notice) -> Value {
         Notice::Kept { component } => object([("event", "kept".into()), ("component", component.into())]),
         Notice::Downloading { component, done, total } => bytes("downloading", component, *done, *total),
         Notice::Writing { component, done, total } => bytes("writing", component, *done, *total),
+        Notice::Held(held) => object([("event", "held".into()), ("held", held.to_value())]),
         Notice::Entered { phase } => object([("event", "entered".into()), ("phase", (*phase).into())]),
         Notice::Effect(effect) => object([("event", "effect".into()), ("effect", effect_words(effect).into())]),
     }
@@ -143,6 +144,7 @@ fn words(notice: &Notice) -> String {
         Notice::Kept { component } => format!("{component} is in its slot already"),
         Notice::Downloading { component, done, total } => bytes("downloading", component, *done, *total),
         Notice::Writing { component, done, total } => bytes("writing", component, *done, *total),
+        Notice::Held(held) => held.to_string(),
         Notice::Entered { phase } => format!("now {phase}"),
         Notice::Effect(effect) => effect_words(effect),
     }

@@ -12,6 +12,7 @@ use fwmeta::target::{TargetFile, TargetPath};
 use fwmeta::time::UtcSeconds;
 
 use crate::machine::boot::BootView;
+use crate::machine::conditions::Facts;
 use crate::machine::slot::SlotId;
 use crate::machine::state::State;
 
@@ -259,6 +260,12 @@ pub trait HealthCheck {
 pub trait Clock {
     /// The time it shows, right or wrong.
     fn now(&mut self) -> UtcSeconds;
+}
+
+/// What decides whether an update may go on.
+pub trait Conditions {
+    /// How the device is now. What cannot be read is unknown.
+    fn facts(&mut self) -> Facts;
 }
 
 /// Restarting the device.

@@ -47,6 +47,7 @@ fn release_of(sequence: u64, dangerous: u64) -> ReleaseRef {
         sequence,
         security_floor: if sequence == dangerous { sequence } else { 0 },
         channel: "stable".to_owned(),
+        security: false,
         components: vec![ComponentRef {
             name: "main".to_owned(),
             slot_class: "system".to_owned(),
@@ -289,6 +290,8 @@ impl System {
                 refused: true,
             })],
             Effect::CheckHealth(_) => vec![Some(unhealthy()), None],
+            Effect::Arm(_) => vec![Some(Event::Withheld)],
+            Effect::Reboot if matches!(self.state.phase, Phase::Pending { .. }) => vec![Some(Event::Withheld)],
             _ => vec![],
         };
         for verdict in verdicts {

@@ -21,17 +21,20 @@ use fwagent::machine::boot_count::{Counted, CounterFile, SlotNames};
 use fwagent::machine::cmdline::{self, RootName};
 use fwagent::machine::efi_boot::{self, Boot, BootNumber, Entry, LoadOption, Slots};
 use fwagent::machine::grub_env::Block;
+use fwagent::machine::hold::{Hold, duration};
 use fwagent::machine::mounts::{self, Mount};
 use fwagent::machine::record;
 use fwagent::machine::slot::SlotId;
 use fwagent::machine::slot_vars::{self, BootVars, SlotVars};
 use fwagent::machine::uboot_config::{MAX_ENV_BYTES, Places};
 use fwagent::machine::uboot_env::{ByteOrder, Environment, Format, Layout};
+use fwagent::machine::window::Windows;
 use fwagent::ports::MetadataStore;
 use fwdurable::twin::{Loaded, Twin, TwinError};
 use fwmeta::client::Cache;
 use fwmeta::hex;
 use fwmeta::role::RoleName;
+use fwmeta::time::UtcSeconds;
 use sha2::{Digest, Sha256};
 use tar::Header;
 
@@ -41,6 +44,25 @@ pub fn record(data: &[u8]) {
     let written = record::encode(&state);
     assert!(written.len() <= record::RECORD_BYTES);
     assert_eq!(record::decode(&written), Ok(state));
+}
+
+/// A hold that is accepted means the same when written; hours that are accepted open at the moment that they say.
+pub fn hold(data: &[u8]) {
+    if let Some(hold) = Hold::decode(data) {
+        assert_eq!(Hold::decode(hold.to_value().to_json().as_bytes()), Some(hold));
+    }
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    assert_ne!(duration(text), Some(0));
+    let (offset, text) = text.split_once('\n').unwrap_or(("Z", text));
+    let texts: Vec<String> = text.lines().map(str::to_owned).collect();
+    if let Ok(windows) = Windows::parse(&texts, offset) {
+        for at in [i64::MIN, -1, 0, 1_800_000_000, i64::MAX].map(|second| UtcSeconds(0).plus_seconds(second)) {
+            let opens = windows.next_open(at);
+            assert!(opens >= at && opens.0 - at.0 <= 7 * 86_400);
+        }
+        let opens = windows.next_open(UtcSeconds(0));
+        assert!(windows.is_open(opens));
+    }
 }
 
 /// A boot record that is accepted means the same when written, and boots what it may: a trial no more often than it has

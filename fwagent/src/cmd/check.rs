@@ -6,7 +6,7 @@ use fwmeta::json::{Value, object};
 use crate::cli::Check;
 use crate::cmd::{observer, wish};
 use crate::device::Device;
-use crate::drive::{Checked, DriveError, chain};
+use crate::drive::{Checked, DriveError, Held, chain};
 use crate::failure::{Code, Outcome};
 use crate::machine::plan::{Considered, Verdict, Wish};
 use crate::output::{Report, size};
@@ -30,11 +30,13 @@ pub fn report(checked: &Checked, wish: &Wish) -> Report {
     let json = to_value(checked);
     let problems: Vec<_> = checked.problems.iter().map(|error| chain(error)).collect();
     if let Some(offer) = &checked.offer {
+        let held = checked.held.as_ref().map(|held| format!("{held}\n"));
         let text = format!(
-            "{} (sequence {}) can be installed: at most {} to download\n{}",
+            "{} (sequence {}) can be installed: at most {} to download\n{}{}",
             offer.release.version,
             offer.release.sequence,
             size(offer.download_bytes()),
+            held.unwrap_or_default(),
             lines(&checked.considered, &problems)
         );
         return Report::done(text, json);
@@ -60,8 +62,13 @@ pub fn report(checked: &Checked, wish: &Wish) -> Report {
             ),
         },
     };
+    let held = checked.held.as_ref().map(|held| format!("{held}\n"));
     Report {
-        text: format!("{first}\n{}", lines(&checked.considered, &problems)),
+        text: format!(
+            "{first}\n{}{}",
+            held.unwrap_or_default(),
+            lines(&checked.considered, &problems)
+        ),
         json,
         code,
     }
@@ -116,6 +123,7 @@ fn to_value(checked: &Checked) -> Value {
         ("offer", offer.into()),
         ("considered", considered.into()),
         ("problems", problems.into()),
+        ("held", checked.held.as_ref().map(Held::to_value).into()),
     ])
 }
 

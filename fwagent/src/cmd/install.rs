@@ -1,20 +1,27 @@
-//! `fwagent install`: one check, and the update that it finds.
+//! `fwagent install`: one check, and the update that it finds; or what would be done with it.
 
 use fwmeta::json::object;
 
 use crate::cli::Install;
 use crate::cmd::{check, observer, wish};
-use crate::device::Device;
+use crate::device::{Device, HostDriver};
 use crate::drive::Next;
-use crate::failure::{Code, Outcome};
+use crate::failure::{Code, Failure, Outcome};
+use crate::machine::conditions::Condition;
+use crate::machine::plan::Wish;
 use crate::machine::state::{Phase, UpdateResult};
 use crate::output::Report;
 
 pub fn run(mut device: Device, args: &Install, json: bool) -> Outcome<Report> {
     let wish = wish(&args.wish)?;
+    let ignore = ignored(&args.ignore)?;
     let _lock = device.lock()?;
     let watch = observer(&device, json);
     let mut driver = device.driver(watch)?;
+    driver.ignore(ignore);
+    if args.dry_run {
+        return dry_run(&device, &mut driver, &wish);
+    }
     if driver.power_on()? == Next::Restart {
         let text = "an update is installed already; the device restarts into it";
         return Ok(Report::done(text, object([("restart", true.into())])));
@@ -27,6 +34,13 @@ pub fn run(mut device: Device, args: &Install, json: bool) -> Outcome<Report> {
         }
     };
     check::remember(&device, &checked);
+    if let Some(held) = driver.held() {
+        return Ok(Report {
+            text: held.to_string(),
+            json: object([("held", held.to_value())]),
+            code: Code::Environment,
+        });
+    }
     let Some(offer) = &checked.offer else {
         return Ok(check::report(&checked, &wish));
     };
@@ -54,5 +68,35 @@ pub fn run(mut device: Device, args: &Install, json: bool) -> Outcome<Report> {
         "installed {} (sequence {}) into slot {slot}; it is tried at the next boot",
         offer.release.version, offer.release.sequence
     );
+    Ok(Report::done(text, json))
+}
+
+fn ignored(words: &[String]) -> Outcome<Vec<Condition>> {
+    let condition = |word: &String| {
+        let condition = Condition::of_word(word).filter(|condition| condition.can_be_ignored());
+        let text = format!("{word:?} cannot be ignored; window, hold and inhibit can");
+        condition.ok_or_else(|| Failure::new(Code::Usage, text))
+    };
+    words.iter().map(condition).collect()
+}
+
+fn dry_run(device: &Device, driver: &mut HostDriver, wish: &Wish) -> Outcome<Report> {
+    let rehearsed = driver.rehearse(wish);
+    let (checked, slot) = rehearsed.inspect_err(|error| check::remember_failure(device, error))?;
+    check::remember(device, &checked);
+    let found = check::report(&checked, wish);
+    let Some(slot) = slot else {
+        return Ok(found);
+    };
+    let then = match &checked.held {
+        Some(_) => "would wait, then".to_owned(),
+        None => "would".to_owned(),
+    };
+    let json = object([
+        ("dry_run", true.into()),
+        ("slot", slot.as_str().into()),
+        ("found", found.json),
+    ]);
+    let text = format!("{then} go into slot {slot}, and nothing was written\n{}", found.text);
     Ok(Report::done(text, json))
 }

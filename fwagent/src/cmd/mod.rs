@@ -17,6 +17,7 @@ use crate::ports::PortError;
 mod boot;
 mod check;
 mod decide;
+mod hold;
 mod install;
 mod provision;
 mod run;
@@ -40,6 +41,8 @@ pub fn run(cli: &Cli) -> Outcome<Report> {
         Command::Install(args) => install::run(device, args, cli.json),
         Command::Run => run::run(device, cli.json),
         Command::Status => status::status(&device),
+        Command::Hold(args) => hold::hold(&device, args),
+        Command::Resume => hold::resume(&device),
         Command::Explain => status::explain(&device),
         Command::Confirm => decide::confirm(device, cli.json),
         Command::Rollback => decide::rollback(device, cli.json),

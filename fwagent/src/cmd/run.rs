@@ -16,17 +16,18 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use crate::cmd::{check, observer};
 use crate::config::Confirm;
 use crate::device::Device;
-use crate::drive::{DriveError, Next, Observer, chain};
+use crate::drive::{DriveError, Held, Next, Observer, chain};
 use crate::failure::{Failure, Outcome};
-use crate::host::clock::random;
+use crate::host::clock::{SystemClock, random};
 use crate::host::notify::Notifier;
 use crate::host::restart::Restart;
 use crate::host::state_file::StateFile;
 use crate::machine::plan::Wish;
+use crate::machine::schedule;
 use crate::machine::state::Phase;
 use crate::machine::step::Event;
 use crate::output::{self, Report};
-use crate::ports::PortError;
+use crate::ports::{Clock, Conditions, PortError};
 
 /// Longest time in one system call.
 const LONGEST_NAP: Duration = Duration::from_secs(24 * 3600);
@@ -39,31 +40,32 @@ pub fn run(mut device: Device, json: bool) -> Outcome<Report> {
     let started = Instant::now();
     // Before the health checks of a trial, which may take longer than a service manager waits for a start.
     waiter.notifier.ready();
-    let mut next = power_on(&mut device, json)?;
+    let (mut next, mut held) = power_on(&mut device, json)?;
     let mut failures = 0;
     let mut pause = device.config.interval.first(random());
     while next == Next::Continue {
         if let Some(until) = manual_deadline(&device, started)? {
-            next = await_operator(&mut device, &mut waiter, until, json)?;
+            (next, held) = await_operator(&mut device, &mut waiter, until, json)?;
             if waiter.stopping() {
                 break;
             }
             continue;
         }
         tell(&mut waiter, json, &format!("next poll in {} s", pause.as_secs()));
-        if !waiter.pause(pause) {
+        if !wait(&device, &mut waiter, pause, held.as_ref()) {
             break;
         }
         let cycle = cycle(&mut device, json);
         match cycle {
             Ok(then) => {
                 failures = 0;
-                next = then;
+                (next, held) = then;
                 pause = device.config.interval.next(0, None, random());
             }
             Err(error) if error.is_stop() => break,
             Err(error) => {
                 failures += 1;
+                held = None;
                 pause = device.config.interval.next(failures, error.retry_after(), random());
                 tell(&mut waiter, json, &format!("poll failed: {}", chain(&error)));
             }
@@ -102,17 +104,53 @@ fn watched(device: &Device, json: bool) -> Observer {
     })
 }
 
-fn power_on(device: &mut Device, json: bool) -> Outcome<Next> {
+/// What follows, and what an update has to wait for.
+type Then = (Next, Option<Held>);
+
+fn power_on(device: &mut Device, json: bool) -> Outcome<Then> {
     let _lock = device.lock()?;
     let watch = watched(device, json);
-    Ok(device.driver(watch)?.power_on()?)
+    let mut driver = device.driver(watch)?;
+    let next = driver.power_on()?;
+    Ok((next, driver.held().cloned()))
 }
 
-fn cycle(device: &mut Device, json: bool) -> Result<Next, DriveError> {
+/// Waits for the next poll, or until what an update waits for may have changed; `false` when it is time to stop.
+fn wait(device: &Device, waiter: &mut Waiter, pause: Duration, held: Option<&Held>) -> bool {
+    let Some(held) = held else {
+        return waiter.pause(pause);
+    };
+    let start = Instant::now();
+    let command = &device.config.conditions.inhibit_command;
+    let mut conditions = device.conditions(command.clone());
+    let mut reasons = held.reasons.clone();
+    loop {
+        let left = pause.saturating_sub(start.elapsed());
+        let nap = schedule::next_look(&reasons, SystemClock.now(), device.config.conditions.recheck).min(left);
+        if !waiter.pause(nap) {
+            return false;
+        }
+        // A state that cannot be read is for the cycle to report.
+        let Ok(Some(state)) = StateFile::new(&device.config.state_dir).peek() else {
+            return true;
+        };
+        let now = device.held(&state, &conditions.facts(), held.ask.clone());
+        match now.filter(|_| start.elapsed() < pause && !waiter.woken) {
+            Some(still) => reasons = still.reasons,
+            None => return true,
+        }
+    }
+}
+
+fn cycle(device: &mut Device, json: bool) -> Result<Then, DriveError> {
     let failed = |failure: Failure| DriveError::from(PortError::environment("starting a cycle", Some(failure.error)));
     let _lock = device.lock().map_err(failed)?;
     let watch = watched(device, json);
     let mut driver = device.driver(watch).map_err(failed)?;
+    // What waits for its restart needs no server; and it may be replaced only once it is certain that it still waits.
+    if driver.waits() && driver.power_on()? == Next::Restart {
+        return Ok((Next::Restart, None));
+    }
     let (mut checked, next) = driver
         .update(&Wish::default())
         .inspect_err(|error| check::remember_failure(device, error))?;
@@ -121,7 +159,7 @@ fn cycle(device: &mut Device, json: bool) -> Result<Next, DriveError> {
     let unavailable = |problem: &ClientError| matches!(problem, ClientError::Fetch { .. });
     match checked.problems.iter().position(unavailable) {
         Some(at) if checked.offer.is_none() => Err(checked.problems.swap_remove(at).into()),
-        _ => Ok(next),
+        _ => Ok((next, driver.held().cloned())),
     }
 }
 
@@ -137,11 +175,11 @@ fn manual_deadline(device: &Device, started: Instant) -> Outcome<Option<Instant>
 }
 
 /// Waits until the operator has decided, or ends the trial at the deadline.
-fn await_operator(device: &mut Device, waiter: &mut Waiter, until: Instant, json: bool) -> Outcome<Next> {
+fn await_operator(device: &mut Device, waiter: &mut Waiter, until: Instant, json: bool) -> Outcome<Then> {
     tell(waiter, json, "waiting for `fwagent confirm` or `fwagent rollback`");
     while Instant::now() < until {
         if !waiter.pause(TRIAL_POLL) {
-            return Ok(Next::Continue);
+            return Ok((Next::Continue, None));
         }
         if manual_deadline(device, until)?.is_none() {
             // Another command has decided. When it asked for a restart, this process must make way for it.
@@ -152,19 +190,21 @@ fn await_operator(device: &mut Device, waiter: &mut Waiter, until: Instant, json
     let watch = watched(device, json);
     let mut driver = device.driver(watch)?;
     if !matches!(driver.state().phase, Phase::Trial { .. }) {
-        return Ok(Next::Continue);
+        return Ok((Next::Continue, None));
     }
     let event = Event::HealthFailed {
         reason: "nobody confirmed the trial in time".to_owned(),
         log: String::new(),
     };
-    Ok(driver.tell(event)?)
+    Ok((driver.tell(event)?, None))
 }
 
 /// Waits, and hears signals while it does. A waiting agent does not wake up for anything else.
 struct Waiter {
     stop: Arc<AtomicBool>,
     poll_now: Arc<AtomicBool>,
+    /// Whether a signal ended the last wait.
+    woken: bool,
     /// Gets a byte with every signal.
     wake: UnixStream,
     notifier: Notifier,
@@ -187,6 +227,7 @@ impl Waiter {
         Ok(Self {
             stop: Arc::clone(&device.stop),
             poll_now,
+            woken: false,
             wake,
             notifier: Notifier::from_env(),
         })
@@ -201,7 +242,8 @@ impl Waiter {
         let start = Instant::now();
         while !self.stopping() {
             let left = pause.saturating_sub(start.elapsed());
-            if self.poll_now.swap(false, Ordering::Relaxed) || left.is_zero() {
+            self.woken = self.poll_now.swap(false, Ordering::Relaxed);
+            if self.woken || left.is_zero() {
                 return true;
             }
             let nap = left.min(self.notifier.watchdog_interval().unwrap_or(LONGEST_NAP));

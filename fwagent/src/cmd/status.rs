@@ -1,17 +1,21 @@
 //! `fwagent status` and `fwagent explain`: what is, and why. They read and never write, and need no lock.
 
+use std::collections::BTreeSet;
+
 use fwmeta::json::{Doc, Value, object};
 
 use crate::cmd::check::NOTE;
 use crate::device::Device;
-use crate::drive::DriveError;
+use crate::drive::{DriveError, Held};
 use crate::failure::Outcome;
 use crate::host::state_file::StateFile;
+use crate::machine::conditions::{Ask, Gate};
 use crate::machine::record::outcome_value;
 use crate::machine::release::ReleaseRef;
 use crate::machine::slot::SlotId;
 use crate::machine::state::{Phase, State};
 use crate::output::Report;
+use crate::ports::Conditions;
 
 pub fn status(device: &Device) -> Outcome<Report> {
     let (state, running) = read(device)?;
@@ -99,6 +103,9 @@ fn text(device: &Device, state: &State, running: &SlotId) -> String {
             floor.sequence, floor.security
         ));
     }
+    if let Some(held) = held(device, state) {
+        text.push_str(&format!("{held}\n"));
+    }
     if let Some(last) = &state.last {
         let reason = if last.reason.is_empty() {
             String::new()
@@ -141,8 +148,25 @@ fn value(device: &Device, state: &State, running: &SlotId) -> Value {
         ("phase", state.phase.word().into()),
         ("slots", slots.collect::<Vec<_>>().into()),
         ("floors", state.floors.to_value()),
+        ("held", held(device, state).as_ref().map(Held::to_value).into()),
         ("last", state.last.as_ref().map(outcome_value).into()),
     ])
+}
+
+/// What withholds the update in progress, or would withhold one. A command that holds off is not asked: this only reads.
+fn held(device: &Device, state: &State) -> Option<Held> {
+    let facts = device.conditions(Vec::new()).facts();
+    let (security, gates) = match state.phase.update() {
+        Some((_, release)) => (release.security, &[Gate::Restart][..]),
+        None => (false, &[Gate::Install, Gate::Restart][..]),
+    };
+    let ask = |gate: &Gate| Ask {
+        gate: *gate,
+        security,
+        bytes: 0,
+        ignore: BTreeSet::new(),
+    };
+    gates.iter().find_map(|gate| device.held(state, &facts, ask(gate)))
 }
 
 /// What the phase means for the next step.
@@ -150,7 +174,7 @@ fn why(state: &State) -> String {
     let text = match &state.phase {
         Phase::Idle => return String::new(),
         Phase::Clearing { .. } | Phase::Staging { .. } => "next: the installation goes on at the next poll",
-        Phase::Staged { .. } => "next: the slot is armed at the next start of the agent",
+        Phase::Staged { .. } => "next: the slot is armed when nothing withholds the restart",
         Phase::Pending { .. } => "next: the device must restart into the new slot",
         Phase::Trial { .. } => "next: the health checks, or `fwagent confirm`, decide about the new software",
         Phase::Confirming { .. } => "next: the boot loader is told that the new software is good",

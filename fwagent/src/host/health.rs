@@ -171,7 +171,7 @@ fn arguments(command: &[String], path: Option<&Path>) -> Option<Vec<OsString>> {
 }
 
 /// Output as text that is harmless on a terminal and in a report.
-fn readable(output: &[u8]) -> String {
+pub(crate) fn readable(output: &[u8]) -> String {
     let harmless = |c: char| {
         if c.is_control() && c != '\n' && c != '\t' {
             '\u{fffd}'

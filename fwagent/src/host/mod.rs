@@ -2,9 +2,11 @@
 
 pub mod boot_file;
 pub mod clock;
+pub mod conditions;
 pub mod dir_cache;
 pub mod generation;
 pub mod health;
+pub mod hold_file;
 pub mod http;
 pub mod loader;
 pub mod notify;

@@ -235,6 +235,7 @@ mod tests {
             sequence,
             security_floor,
             channel: "stable".to_owned(),
+            security: false,
             components: vec![ComponentRef {
                 name: "main".to_owned(),
                 slot_class: "system".to_owned(),

@@ -1,7 +1,7 @@
 //! What the agent remembers of a release: enough to know it again, and to judge floors without its manifest.
 
 use fwmeta::json::{Value, object};
-use fwmeta::manifest::{Manifest, SemVer};
+use fwmeta::manifest::{Kind, Manifest, SemVer};
 use fwmeta::{hex, limits};
 
 /// A release, known by the digest of its manifest.
@@ -17,6 +17,8 @@ pub struct ReleaseRef {
     pub security_floor: u64,
     /// Channel.
     pub channel: String,
+    /// Whether it mends a vulnerability.
+    pub security: bool,
     /// Names and image digests of its components.
     pub components: Vec<ComponentRef>,
 }
@@ -41,6 +43,7 @@ impl ReleaseRef {
             sequence: manifest.sequence,
             security_floor: manifest.security_floor,
             channel: manifest.channel.clone(),
+            security: manifest.kind == Kind::Security,
             components: manifest
                 .components
                 .iter()
@@ -68,6 +71,7 @@ impl ReleaseRef {
             ("sequence", self.sequence.into()),
             ("security_floor", self.security_floor.into()),
             ("channel", (&self.channel).into()),
+            ("security", self.security.into()),
             ("components", components.collect::<Vec<_>>().into()),
         ])
     }
@@ -95,6 +99,8 @@ impl ReleaseRef {
             sequence: value.get("sequence")?.as_u64()?,
             security_floor: value.get("security_floor")?.as_u64()?,
             channel: text(value, "channel")?,
+            // Records of before do not say.
+            security: matches!(value.get("security"), Some(Value::Bool(true))),
             components: components.collect::<Option<_>>()?,
         })
     }

@@ -5,6 +5,10 @@
 
 use std::time::Duration;
 
+use fwmeta::time::UtcSeconds;
+
+use crate::machine::conditions::{Condition, Withheld};
+
 /// Longest pause after failures.
 const BACK_OFF_MAX: Duration = Duration::from_secs(6 * 60 * 60);
 
@@ -39,6 +43,21 @@ impl Interval {
         };
         pause.max(retry_after.unwrap_or_default())
     }
+}
+
+/// How long to wait before it is worth looking again whether an update is still withheld: until the moment that all
+/// reasons give, or `recheck` when one gives none or can end earlier.
+pub fn next_look(reasons: &[Withheld], now: UtcSeconds, recheck: Duration) -> Duration {
+    let mut until = now;
+    for reason in reasons {
+        match reason.until.filter(|_| reason.condition == Condition::Window) {
+            Some(opens) => until = until.max(opens),
+            None => return recheck,
+        }
+    }
+    let seconds = u64::try_from(until.0.saturating_sub(now.0)).unwrap_or(0);
+    // Not a busy loop when a clock and a window disagree by a second.
+    Duration::from_secs(seconds.max(1))
 }
 
 /// `random` maps evenly to a share of `whole`.
@@ -84,5 +103,23 @@ mod tests {
             INTERVAL.next(0, Some(Duration::from_secs(1)), 0),
             Duration::from_secs(3600)
         );
+    }
+
+    #[test]
+    fn a_window_is_slept_for_and_everything_else_is_looked_at_again() {
+        let now = UtcSeconds(1000);
+        let reason = |condition, until: Option<i64>| Withheld {
+            condition,
+            reason: String::new(),
+            until: until.map(UtcSeconds),
+        };
+        let look = |reasons: &[Withheld]| next_look(reasons, now, Duration::from_secs(60)).as_secs();
+        assert_eq!(look(&[reason(Condition::Window, Some(1500))]), 500);
+        assert_eq!(look(&[reason(Condition::Window, Some(900))]), 1);
+        assert_eq!(look(&[reason(Condition::Window, None)]), 60);
+        // It may be taken back.
+        assert_eq!(look(&[reason(Condition::Hold, Some(1500))]), 60);
+        let both = [reason(Condition::Window, Some(1500)), reason(Condition::Power, None)];
+        assert_eq!(look(&both), 60);
     }
 }

@@ -3,7 +3,8 @@
 //! ```text
 //!        Planned           Cleared           Installed         Armed           PowerOn (in the new slot)
 //!   Idle ------> Clearing ---------> Staging ----------> Staged ------> Pending ------------------> Trial
-//!     ^   clear            install            arm               reboot              check health      |
+//!     ^   clear            install            arm ^   Withheld  | reboot             check health      |
+//!     |                                           +------------+ disable                              |
 //!     |                                                                                               |
 //!     |   Confirmed                        HealthPassed, ConfirmAsked                                 |
 //!     +<----------- Confirming <----------------------------------------------------------------------+
@@ -56,6 +57,8 @@ pub enum Event {
     },
     /// All health checks passed.
     HealthPassed,
+    /// The device must not restart into the slot now (see [`crate::machine::conditions`]).
+    Withheld,
     /// A health check failed, or nobody confirmed in time.
     HealthFailed {
         /// Which, and how.
@@ -143,6 +146,7 @@ impl Event {
             Self::Cleared => "clearing a slot",
             Self::Installed | Self::InstallFailed { .. } => "the end of an installation",
             Self::Armed { .. } => "arming",
+            Self::Withheld => "waiting before the restart",
             Self::HealthPassed | Self::HealthFailed { .. } => "a health verdict",
             Self::Confirmed | Self::ConfirmAsked => "confirmation",
             Self::RollbackAsked => "rolling back",
@@ -161,10 +165,12 @@ pub fn step(state: &State, event: Event, at: UtcSeconds) -> Result<Step, Refusal
     };
     match (state.phase.clone(), event) {
         (_, Event::PowerOn(view)) => power_on(state, &view, at),
-        // What is armed is tried first: until then its slot may be booted, and must not be written.
-        (Phase::Idle | Phase::Clearing { .. } | Phase::Staging { .. }, Event::Planned { slot, release }) => {
-            planned(state, slot, release)
-        }
+        // What is armed is tried first: until then its slot may be booted, and must not be written. What waits for its
+        // restart is not armed, and gives way to what is newer.
+        (
+            Phase::Idle | Phase::Clearing { .. } | Phase::Staging { .. } | Phase::Staged { .. },
+            Event::Planned { slot, release },
+        ) => planned(state, slot, release),
         (Phase::Clearing { slot, release }, Event::Cleared) => {
             let mut next = state.clone();
             next.confirmed.remove(&slot);
@@ -194,6 +200,11 @@ pub fn step(state: &State, event: Event, at: UtcSeconds) -> Result<Step, Refusal
             },
             vec![Effect::Reboot],
         )),
+        // Whoever switches the device off and on meanwhile gets the software that he had.
+        (Phase::Staged { slot, release } | Phase::Pending { slot, release, .. }, Event::Withheld) => {
+            let disable = Effect::Disable(slot.clone());
+            Ok(to(state, Phase::Staged { slot, release }, vec![disable]))
+        }
         (Phase::Trial { slot, release }, Event::HealthPassed | Event::ConfirmAsked) => {
             let confirm = Effect::Confirm(slot.clone());
             Ok(to(state, Phase::Confirming { slot, release }, vec![confirm]))
@@ -256,7 +267,12 @@ fn planned(state: &State, slot: SlotId, release: ReleaseRef) -> Result<Step, Ref
         ));
     }
     let clear = Effect::Clear(slot.clone());
-    Ok(to(state, Phase::Clearing { slot, release }, vec![clear]))
+    let mut next = to(state, Phase::Clearing { slot, release }, vec![clear]);
+    if let Phase::Staged { slot, release } = &state.phase {
+        // It may be armed unknown to the record, when the power went in between.
+        next.state.bad.insert(slot.clone(), release.clone());
+    }
+    Ok(next)
 }
 
 fn fall_back(state: &State, slot: SlotId, release: ReleaseRef, reason: &str, log: &str) -> Step {

@@ -31,6 +31,7 @@ fn release(sequence: u64) -> ReleaseRef {
         sequence,
         security_floor: 0,
         channel: "stable".to_owned(),
+        security: false,
         components: vec![ComponentRef {
             name: "main".to_owned(),
             slot_class: "system".to_owned(),

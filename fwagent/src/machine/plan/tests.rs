@@ -40,6 +40,7 @@ fn known(release: &Release) -> ReleaseRef {
         sequence: release.fw.sequence,
         security_floor: 0,
         channel: release.fw.channel.clone(),
+        security: false,
         components: vec![ComponentRef {
             name: "main".to_owned(),
             slot_class: "system".to_owned(),

@@ -22,6 +22,7 @@ fn release(sequence: u64, security_floor: u64) -> ReleaseRef {
         sequence,
         security_floor,
         channel: "stable".to_owned(),
+        security: false,
         components: vec![ComponentRef {
             name: "main".to_owned(),
             slot_class: "system".to_owned(),
@@ -173,6 +174,30 @@ fn a_slot_that_was_to_be_written_and_boots_before_it_was_cleared_is_what_it_was(
 }
 
 #[test]
+fn what_waits_for_its_restart_is_not_armed_and_gives_way_to_what_is_newer() {
+    let staged = after(&device(), to_trial().into_iter().take(3)).state;
+    let armed = after(&staged, [Event::Armed { attempts: 3 }]).state;
+    for state in [&staged, &armed] {
+        let waits = after(state, [Event::Withheld]);
+        assert_eq!(
+            (&waits.state, waits.effects),
+            (&staged, vec![Effect::Disable(slot("b"))])
+        );
+    }
+    let again = after(&staged, [booted("a", None)]);
+    assert_eq!((&again.state, again.effects), (&staged, vec![Effect::Arm(slot("b"))]));
+    let newer = after(&staged, [planned(3)]);
+    assert_eq!(newer.effects, [Effect::Clear(slot("b"))]);
+    assert_eq!(newer.state.slot(&slot("b")).0, SlotStatus::Bad);
+    // Armed unknown to the record, it boots before it was cleared: then out of it, and on with the newer one.
+    let stray = after(&newer.state, [booted("b", Some(2))]);
+    assert_eq!(stray.effects, [Effect::Disable(slot("b")), Effect::Reboot]);
+    let back = after(&stray.state, [booted("a", None)]).state;
+    assert_eq!((&back.phase, &back.active), (&Phase::Idle, &slot("a")));
+    assert!(back.rejected.is_empty());
+}
+
+#[test]
 fn the_operator_rolls_back_and_the_floor_stays() {
     let confirmed = after(
         &device(),
@@ -279,6 +304,7 @@ fn all_events() -> Vec<Event> {
             refused: true,
         },
         Event::Armed { attempts: 3 },
+        Event::Withheld,
         Event::HealthPassed,
         failed(),
         Event::Confirmed,
@@ -292,15 +318,15 @@ fn every_cell_is_the_transition_or_refusal_listed_here() {
     // One row a phase, one column an event of `all_events`: i idle, l clearing, s staging, S staged, p pending, t trial,
     // c confirming, f falling back, r rolling back, - refused.
     let grid = [
-        ("idle", "ii--i" /* power-on */, "ll---------"),
-        ("clearing", "ii--i", "lls-------i"),
-        ("staging", "ss--s", "ss-Si-----i"),
-        ("staged", "SSttS", "-----p----i"),
-        ("pending", "pitti", "----------i"),
-        ("trial", "iitti", "------cf-cf"),
-        ("confirming", "iicci", "--------i--"),
-        ("falling-back", "iiffi", "-----------"),
-        ("rolling-back", "iirrr", "--------r--"),
+        ("idle", "ii--i" /* power-on */, "ll----------"),
+        ("clearing", "ii--i", "lls--------i"),
+        ("staging", "ss--s", "ss-Si------i"),
+        ("staged", "SSttS", "ll---pS----i"),
+        ("pending", "pitti", "------S----i"),
+        ("trial", "iitti", "-------cf-cf"),
+        ("confirming", "iicci", "---------i--"),
+        ("falling-back", "iiffi", "------------"),
+        ("rolling-back", "iirrr", "---------r--"),
     ];
     let states = phases();
     assert_eq!(states.len(), grid.len());
@@ -345,6 +371,8 @@ struct Device {
     /// Slots whose content is a whole image.
     whole: BTreeMap<SlotId, bool>,
     restart: bool,
+    /// The device must not restart into an update.
+    withheld: bool,
 }
 
 impl Device {
@@ -402,6 +430,7 @@ impl Device {
                     self.whole.insert(slot, true);
                     Some(Event::Installed)
                 }
+                Effect::Arm(_) if self.withheld => Some(Event::Withheld),
                 Effect::Arm(slot) => {
                     if !spend(budget) {
                         return;
@@ -424,6 +453,9 @@ impl Device {
                         self.boot = self.boot.disabled(&below);
                     }
                     Some(Event::Confirmed)
+                }
+                Effect::Reboot if self.withheld && matches!(self.state.phase, Phase::Pending { .. }) => {
+                    Some(Event::Withheld)
                 }
                 Effect::Reboot => {
                     self.restart = true;
@@ -469,13 +501,16 @@ fn random_life_with_power_cuts_keeps_the_rules() {
             boot: BootRecord::new(slot("a")),
             whole: BTreeMap::from([(slot("a"), true)]),
             restart: false,
+            withheld: false,
         };
         let mut sequence = 1;
         for _ in 0..60 {
             let mut budget = u32::try_from(2 + next(12)).unwrap();
             let healthy = next(3) > 0;
+            device.withheld = next(3) == 0;
             device.power_on(healthy, &mut budget);
             while budget > 0 && !device.restart && next(4) > 0 {
+                device.withheld = next(3) == 0;
                 let inactive = slot(if device.state.active == slot("a") { "b" } else { "a" });
                 let event = match next(4) {
                     0 => Event::RollbackAsked,
@@ -491,6 +526,7 @@ fn random_life_with_power_cuts_keeps_the_rules() {
             }
         }
         // Left alone with power, it comes to rest and can update again.
+        device.withheld = false;
         for _ in 0..4 {
             device.power_on(true, &mut 1000);
         }
