@@ -18,7 +18,8 @@ use crate::host::health::HealthChecks;
 use crate::host::http::Http;
 use crate::host::loader::boot_count::UbootCount;
 use crate::host::loader::efi::Efi;
-use crate::host::loader::env_lock::EnvLock;
+use crate::host::loader::file_lock::FileLock;
+use crate::host::loader::gpt::Gpt;
 use crate::host::loader::grub::Grub;
 use crate::host::loader::uboot::Uboot;
 use crate::host::loader::{HostBoot, Loader};
@@ -74,7 +75,7 @@ impl Device {
                 scheme,
                 running,
             } => {
-                let medium = Uboot::new(fw_env_config, byte_order, EnvLock::new(lock_file));
+                let medium = Uboot::new(fw_env_config, byte_order, FileLock::of_fw_setenv(lock_file));
                 match scheme {
                     UbootScheme::Order => Box::new(Loader::new(medium, slots, attempts, running)),
                     UbootScheme::Bootcount { names, counter_file } => {
@@ -83,6 +84,11 @@ impl Device {
                     }
                 }
             }
+            BootConfig::Gpt {
+                disk,
+                partitions,
+                running,
+            } => Box::new(Loader::new(Gpt::new(disk, partitions), slots, attempts, running)),
             BootConfig::Grub { grubenv, running } => {
                 Box::new(Loader::new(Grub::new(grubenv, dir), slots, attempts, running))
             }

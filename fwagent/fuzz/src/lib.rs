@@ -20,6 +20,8 @@ use fwagent::machine::boot::{BootRecord, MAX_SLOTS};
 use fwagent::machine::boot_count::{Counted, CounterFile, SlotNames};
 use fwagent::machine::cmdline::{self, RootName};
 use fwagent::machine::efi_boot::{self, Boot, BootNumber, Entry, LoadOption, Slots};
+use fwagent::machine::gpt::{self, Partition, Side, Table};
+use fwagent::machine::gpt_priority::Prioritised;
 use fwagent::machine::grub_env::Block;
 use fwagent::machine::hold::{Hold, duration};
 use fwagent::machine::mounts::{self, Mount};
@@ -156,6 +158,75 @@ fn counted(environment: Environment, flags: u8) {
     vars.disable(second).expect("just written");
     assert!(vars.view(&slots, first).expect("just written").armed.is_empty());
     assert_eq!(vars.primary(&slots), Ok(Some(first.clone())));
+}
+
+/// A partition table whose headers get checksums that match: the first bytes say what is damaged, what follows are the two
+/// headers and the entries. One that is accepted is written as it was read, and changes only where it is changed.
+pub fn gpt(data: &[u8]) {
+    let [damage, data @ ..] = data else { return };
+    let (Some(primary), Some(backup)) = (data.get(..92), data.get(92..184)) else {
+        return;
+    };
+    let side = |header: &[u8], side, flag: u8| {
+        let mut sector = header.to_vec();
+        sector.resize(512, 0);
+        let sealed = |sector: &mut Vec<u8>| {
+            sector[16..20].fill(0);
+            let size = u32::from_le_bytes([sector[12], sector[13], sector[14], sector[15]]) as usize;
+            let checksum = crc32fast::hash(&sector[..size.min(512)]);
+            sector[16..20].copy_from_slice(&checksum.to_le_bytes());
+        };
+        sealed(&mut sector);
+        let lba = if side == Side::Primary { 1 } else { 127 };
+        let bytes = gpt::Header::decode(&sector, side, lba, 128)?.array_bytes();
+        let mut entries = data[184..].to_vec();
+        entries.resize(bytes.next_multiple_of(512), 0);
+        let checksum = crc32fast::hash(&entries[..bytes]) ^ u32::from(damage & flag);
+        sector[88..92].copy_from_slice(&checksum.to_le_bytes());
+        sealed(&mut sector);
+        Ok((gpt::Header::decode(&sector, side, lba, 128)?, entries))
+    };
+    let read = (side(primary, Side::Primary, 1), side(backup, Side::Backup, 2));
+    let Ok((table, damaged)) = Table::choose(read.0.clone(), read.1.clone()) else {
+        return;
+    };
+    assert!(damaged || read.0.is_ok() && read.1.is_ok());
+    let again = |table: &Table| {
+        let sides = [(Side::Primary, 1), (Side::Backup, 127)].map(|(side, lba)| {
+            let [(_, entries), (at, header)] = table.encode(side);
+            assert_eq!(at, lba);
+            gpt::Header::decode(&header, side, at, 128).map(|header| (header, entries))
+        });
+        let [primary, backup] = sides;
+        let (again, damaged) = Table::choose(primary, backup).expect("just written");
+        assert!(!damaged && again == *table);
+    };
+    again(&table);
+    let slots = slots();
+    let partitions = ["a", "b"].map(|name| Partition::Label(name.to_owned()));
+    let partitions = slots.clone().into_iter().zip(partitions).collect();
+    let Ok(mut vars) = Prioritised::new(table, &Arc::new(partitions)) else {
+        return;
+    };
+    let [first, second] = &slots;
+    let _ = (
+        vars.view(&slots, second),
+        vars.primary(&slots),
+        vars.clone().replenish(first, 1),
+    );
+    if vars.arm(second, 3).is_err() {
+        return;
+    }
+    again(vars.table());
+    assert_eq!(vars.primary(&slots), Ok(Some(second.clone())));
+    assert_eq!(
+        vars.view(&slots, first).expect("just written").armed.get(second),
+        Some(&3)
+    );
+    if vars.disable(second).is_ok() {
+        again(vars.table());
+        assert_eq!(vars.primary(&slots), Ok(Some(first.clone())));
+    }
 }
 
 /// An environment block of GRUB: the same.

@@ -7,11 +7,13 @@ use serde::Deserialize;
 
 use super::{Problem, problem};
 use crate::host::loader::efivarfs::EfiVars;
-use crate::host::loader::env_lock::LOCK_FILE;
+use crate::host::loader::file_lock::LOCK_FILE;
 use crate::host::loader::running::{Running, RunningBy};
 use crate::host::slots::SlotConfig;
 use crate::machine::boot_count::SlotNames;
 use crate::machine::efi_boot::Entry;
+use crate::machine::gpt::Partition;
+use crate::machine::gpt_priority::MOST;
 use crate::machine::slot::SlotId;
 use crate::machine::uboot_env::ByteOrder;
 
@@ -55,6 +57,15 @@ pub enum BootConfig {
         /// Which slot runs.
         running: Running,
     },
+    /// A loader that reads attributes of partitions.
+    Gpt {
+        /// The disk.
+        disk: PathBuf,
+        /// The partition of each slot.
+        partitions: BTreeMap<SlotId, Partition>,
+        /// Which slot runs.
+        running: Running,
+    },
 }
 
 impl BootConfig {
@@ -65,6 +76,7 @@ impl BootConfig {
             Self::Uboot { .. } => "uboot",
             Self::Grub { .. } => "grub",
             Self::Efi { .. } => "efi",
+            Self::Gpt { .. } => "gpt",
         }
     }
 }
@@ -84,6 +96,8 @@ pub(super) struct BootSection {
     grubenv: Option<PathBuf>,
     efivars: Option<PathBuf>,
     entries: Option<BTreeMap<String, String>>,
+    disk: Option<PathBuf>,
+    partitions: Option<BTreeMap<String, String>>,
     slot_parameter: Option<String>,
     cmdline_file: Option<PathBuf>,
     running: Option<RunningBy>,
@@ -98,6 +112,7 @@ enum Control {
     Uboot,
     Grub,
     Efi,
+    Gpt,
 }
 
 /// What the variables of U-Boot mean.
@@ -121,18 +136,43 @@ enum Scheme {
     Bootcount,
 }
 
-/// Without variables in the configuration there is one, whose values are the names of the slots.
-fn names(
-    variables: Option<BTreeMap<String, BTreeMap<String, String>>>,
-    fallback: Option<String>,
-    slots: &[SlotConfig],
-) -> Result<SlotNames, Problem> {
+/// One partition for each slot.
+fn partitions(texts: BTreeMap<String, String>, slots: &[SlotConfig]) -> Result<BTreeMap<SlotId, Partition>, Problem> {
+    let mut partitions = BTreeMap::new();
+    for set in slot_sets(slots) {
+        let field = format!("boot.partitions.{set}");
+        let Some(text) = texts.get(set.as_str()) else {
+            return problem(field, "is missing");
+        };
+        let partition = Partition::parse(text).or_else(|error| problem(&field, error.to_string()))?;
+        if partitions.values().any(|other| *other == partition) {
+            return problem(field, "is the partition of another slot, too");
+        }
+        partitions.insert(set, partition);
+    }
+    if texts.len() != partitions.len() {
+        return problem("boot.partitions", "names a slot that is not in the configuration");
+    }
+    Ok(partitions)
+}
+
+fn slot_sets(slots: &[SlotConfig]) -> Vec<SlotId> {
     let mut sets: Vec<SlotId> = Vec::new();
     for slot in slots {
         if !sets.contains(&slot.slot) {
             sets.push(slot.slot.clone());
         }
     }
+    sets
+}
+
+/// Without variables in the configuration there is one, whose values are the names of the slots.
+fn names(
+    variables: Option<BTreeMap<String, BTreeMap<String, String>>>,
+    fallback: Option<String>,
+    slots: &[SlotConfig],
+) -> Result<SlotNames, Problem> {
+    let sets = slot_sets(slots);
     let variables = variables.unwrap_or_else(|| {
         let values = sets.iter().map(|slot| (slot.to_string(), slot.to_string()));
         BTreeMap::from([(SLOT_VARIABLE.to_owned(), values.collect())])
@@ -152,7 +192,7 @@ impl BootSection {
     /// Trial boots before the boot loader goes back.
     pub(super) fn attempts(&self) -> u32 {
         self.attempts.unwrap_or(match self.control {
-            Control::File | Control::Uboot => 3,
+            Control::File | Control::Uboot | Control::Gpt => 3,
             Control::Grub | Control::Efi => 1,
         })
     }
@@ -166,6 +206,18 @@ impl BootSection {
             return problem(
                 "boot.attempts",
                 format!("is {attempts}, and this boot loader can count one attempt only"),
+            );
+        }
+        if self.control == Control::Gpt && attempts > MOST {
+            return problem(
+                "boot.attempts",
+                format!("is {attempts}, and these attributes count to {MOST}"),
+            );
+        }
+        if self.control == Control::Gpt && (self.disk.is_none() || self.partitions.is_none()) {
+            return problem(
+                "boot.disk",
+                "or boot.partitions is missing, which boot.control = \"gpt\" needs",
             );
         }
         let loader = self.control != Control::File;
@@ -186,6 +238,12 @@ impl BootSection {
                 self.control == Control::Uboot,
             ),
             ("boot.scheme", self.scheme.is_some(), self.control == Control::Uboot),
+            ("boot.disk", self.disk.is_some(), self.control == Control::Gpt),
+            (
+                "boot.partitions",
+                self.partitions.is_some(),
+                self.control == Control::Gpt,
+            ),
             ("boot.grubenv", self.grubenv.is_some(), self.control == Control::Grub),
             ("boot.efivars", self.efivars.is_some(), self.control == Control::Efi),
             ("boot.entries", self.entries.is_some(), self.control == Control::Efi),
@@ -243,7 +301,7 @@ impl BootSection {
         let in_names = match self.control {
             Control::Uboot => self.scheme != Some(Scheme::Bootcount),
             Control::Grub => true,
-            Control::File | Control::Efi => false,
+            Control::File | Control::Efi | Control::Gpt => false,
         };
         if let Some(slot) = hyphen.filter(|_| in_names) {
             let text = format!("is {}, which cannot be part of a boot variable: no hyphens", slot.slot);
@@ -265,6 +323,11 @@ impl BootSection {
                     },
                     Some(Scheme::Order) | None => UbootScheme::Order,
                 },
+                running,
+            },
+            Control::Gpt => BootConfig::Gpt {
+                disk: below(self.disk, ""),
+                partitions: partitions(self.partitions.unwrap_or_default(), slots)?,
                 running,
             },
             Control::Grub => BootConfig::Grub {

@@ -10,6 +10,7 @@
 //!                              -> boot_count                 U-Boot with one counter and the name of the slot
 //! texts of the kernel          -> mounts, cmdline            what is mounted, what is the root
 //! variables of UEFI            -> efi_boot                   BootOrder, BootNext
+//! partition table              -> gpt, gpt_priority          both copies of it, and the attributes that loaders read
 //! ```
 
 pub mod boot;
@@ -18,6 +19,8 @@ pub mod cmdline;
 pub mod conditions;
 pub mod efi_boot;
 pub mod floor;
+pub mod gpt;
+pub mod gpt_priority;
 pub mod grub_env;
 pub mod hold;
 pub mod mounts;

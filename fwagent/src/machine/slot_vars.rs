@@ -69,6 +69,12 @@ pub enum SlotVarsError {
         /// Its slot.
         second_slot: SlotId,
     },
+    /// Other partitions have taken all priorities.
+    #[error("there is no priority for slot {slot} above those of partitions that are no slots")]
+    NoPriority {
+        /// The slot.
+        slot: SlotId,
+    },
     /// An environment of U-Boot.
     #[error(transparent)]
     Uboot(#[from] crate::machine::uboot_env::EnvError),

@@ -75,6 +75,7 @@ fn fields_that_do_not_belong_together_are_refused() {
         "control = \"grub\"",
         "control = \"uboot\"\nscheme = \"order\"\nlock_file = \"lock\"",
         "control = \"uboot\"\nscheme = \"bootcount\"",
+        "control = \"gpt\"\ndisk = \"/dev/sda\"\npartitions = { A = \"PARTLABEL=a\", B = \"PARTLABEL=b\" }",
         "control = \"uboot\"\nscheme = \"bootcount\"\nfallback_variable = \"f\"\ncounter_file = \"c\"",
         "control = \"uboot\"\nscheme = \"bootcount\"\n\
          slot_variables.mender_boot_part = { A = \"2\", B = \"3\" }\n\
@@ -98,6 +99,24 @@ fn fields_that_do_not_belong_together_are_refused() {
         ("control = \"uboot\"\nredundant = true", "redundant"),
         ("control = \"uboot\"\nscheme = \"mender\"", "mender"),
         ("scheme = \"bootcount\"", "boot.scheme"),
+        ("control = \"gpt\"", "boot.disk"),
+        ("disk = \"/dev/sda\"", "boot.disk"),
+        (
+            "control = \"gpt\"\ndisk = \"d\"\npartitions = { A = \"PARTLABEL=a\" }",
+            "boot.partitions.B",
+        ),
+        (
+            "control = \"gpt\"\ndisk = \"d\"\npartitions = { A = \"PARTLABEL=a\", B = \"/dev/sda2\" }",
+            "PARTUUID=",
+        ),
+        (
+            "control = \"gpt\"\ndisk = \"d\"\npartitions = { A = \"PARTLABEL=a\", B = \"PARTLABEL=a\" }",
+            "another slot",
+        ),
+        (
+            "control = \"gpt\"\ndisk = \"d\"\nattempts = 16\npartitions = { A = \"PARTLABEL=a\", B = \"PARTLABEL=b\" }",
+            "boot.attempts",
+        ),
         ("control = \"grub\"\nlock_file = \"l\"", "boot.lock_file"),
         ("control = \"uboot\"\ncounter_file = \"c\"", "boot.counter_file"),
         (

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use fwagent::host::loader;
-use fwagent::host::loader::env_lock::{EnvLock, LOCK_FILE};
+use fwagent::host::loader::file_lock::{FileLock, LOCK_FILE};
 use fwagent::host::loader::uboot::Uboot;
 use fwagent::machine::uboot_env::ByteOrder;
 use fwagent::ports::BootControl;
@@ -176,11 +176,11 @@ fn the_lock_is_that_of_fw_setenv() {
     let board = Board::new(Place::Two, ByteOrder::Little);
     let config = board.dir.path().join("fw_env.config");
     let control = |patience| {
-        let lock = EnvLock::new(LOCK_FILE.into()).waiting(patience);
+        let lock = FileLock::of_fw_setenv(LOCK_FILE.into()).waiting(patience);
         let medium = Uboot::new(config.clone(), ByteOrder::Little, lock);
         loader::Loader::new(medium, slots(), 3, running(board.dir.path()))
     };
-    let Ok(Some(held)) = EnvLock::new(LOCK_FILE.into()).take() else {
+    let Ok(Some(held)) = FileLock::of_fw_setenv(LOCK_FILE.into()).take() else {
         tools::skip("the lock of fw_setenv cannot be taken here");
         return;
     };

@@ -9,7 +9,7 @@ use fwagent::ports::PortError;
 use fwmeta::manifest::SemVer;
 use fwmeta::time::UtcSeconds;
 
-use crate::{Loader, efi, grub, slot, uboot};
+use crate::{Loader, efi, gpt, grub, slot, uboot};
 
 const AT: UtcSeconds = UtcSeconds(1_800_000_000);
 
@@ -206,6 +206,13 @@ fn updates_through_u_boot_with_a_boot_counter() {
             seed += 7919;
             live(&uboot::Board::with(place, order, script), seed);
         }
+    }
+}
+
+#[test]
+fn updates_through_a_partition_table() {
+    for seed in 1..6 {
+        live(&gpt::Board::new(), seed * 7919);
     }
 }
 

@@ -6,6 +6,7 @@
 mod command;
 mod count;
 mod efi;
+mod gpt;
 mod grub;
 mod life;
 #[path = "../../../tests/src/loop_device.rs"]

@@ -3,7 +3,7 @@ use std::path::Path;
 use std::process::Command;
 
 use fwagent::host::loader::boot_count::UbootCount;
-use fwagent::host::loader::env_lock::EnvLock;
+use fwagent::host::loader::file_lock::FileLock;
 use fwagent::host::loader::uboot::Uboot;
 use fwagent::host::loader::{self, HostBoot};
 use fwagent::machine::boot_count::{CounterFile, SlotNames};
@@ -282,7 +282,7 @@ impl Stored {
 
 impl Loader for Board {
     fn control(&self) -> Box<dyn HostBoot> {
-        let lock = EnvLock::new(self.path("lock"));
+        let lock = FileLock::of_fw_setenv(self.path("lock"));
         let medium = Uboot::new(self.path("fw_env.config"), self.byte_order, lock);
         let running = running(self.dir.path());
         match self.script {

@@ -1,8 +1,9 @@
 //! Boot loaders that keep their memory in variables: one control over two kinds of medium.
 //!
 //! ```text
-//! Loader  ->  BootVars  pure: what the variables mean               slot_vars, boot_count, gpt
+//! Loader  ->  BootVars  pure: what the variables mean               slot_vars, boot_count, gpt_priority
 //!         ->  Medium    uboot: single or redundant environment      grub: environment block with a shadow
+//!                       gpt: both copies of a partition table
 //!         ->  Running   which slot runs: kernel command line, mounts
 //! ```
 //!
@@ -19,7 +20,8 @@ use crate::ports::{BootControl, PortError};
 pub mod boot_count;
 pub mod efi;
 pub mod efivarfs;
-pub mod env_lock;
+pub mod file_lock;
+pub mod gpt;
 pub mod grub;
 pub mod running;
 pub mod uboot;

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Advice, fadvise, major};
 
 use crate::host::loader::Medium;
-use crate::host::loader::env_lock::EnvLock;
+use crate::host::loader::file_lock::FileLock;
 use crate::machine::slot::SlotId;
 use crate::machine::uboot_config::{Place, Places};
 use crate::machine::uboot_env::{Active, ByteOrder, EnvError, Environment, Format, Layout};
@@ -35,7 +35,7 @@ const MTD_BLOCK: u32 = 31;
 pub struct Uboot {
     config: PathBuf,
     byte_order: ByteOrder,
-    lock: EnvLock,
+    lock: FileLock,
 }
 
 /// Where a copy lies, now that the device was looked at.
@@ -67,7 +67,7 @@ impl Found {
 
 impl Uboot {
     /// The environment that the file `config`, a `fw_env.config`, describes; `lock` is that of the tools of U-Boot.
-    pub fn new(config: PathBuf, byte_order: ByteOrder, lock: EnvLock) -> Self {
+    pub fn new(config: PathBuf, byte_order: ByteOrder, lock: FileLock) -> Self {
         Self {
             config,
             byte_order,

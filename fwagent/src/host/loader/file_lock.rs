@@ -1,6 +1,6 @@
-//! The lock that the tools of U-Boot hold while they read or change its environment.
+//! Locks that other programs hold on a medium while they read or change it.
 //!
-//! Source: U-Boot `tools/env/fw_env_main.c`, libubootenv `src/uboot_env.c` (and both watched with strace): an exclusive
+//! For the environment of U-Boot: U-Boot `tools/env/fw_env_main.c`, libubootenv `src/uboot_env.c` (and both watched with strace): an exclusive
 //! `flock` on `/var/lock/fw_printenv.lock`, from before the environment is read until after it is written. They wait for
 //! ever; the agent does not, and says who is in the way.
 
@@ -22,18 +22,29 @@ const TICK: Duration = Duration::from_millis(20);
 
 /// The lock, not taken.
 #[derive(Debug, Clone)]
-pub struct EnvLock {
+pub struct FileLock {
     path: PathBuf,
+    /// What it keeps.
+    what: &'static str,
+    /// A program that may hold it.
+    who: &'static str,
     patience: Duration,
 }
 
-impl EnvLock {
-    /// The lock in this file.
-    pub fn new(path: PathBuf) -> Self {
+impl FileLock {
+    /// The lock in this file, on `what`; `who` is a program that may hold it.
+    pub fn new(path: PathBuf, what: &'static str, who: &'static str) -> Self {
         Self {
             path,
+            what,
+            who,
             patience: PATIENCE,
         }
+    }
+
+    /// The lock of the tools of U-Boot in this file.
+    pub fn of_fw_setenv(path: PathBuf) -> Self {
+        Self::new(path, "the environment of U-Boot", "fw_setenv")
     }
 
     /// The same with another longest wait.
@@ -42,13 +53,13 @@ impl EnvLock {
         Self { patience, ..self }
     }
 
-    /// Takes it, until what is given is dropped. `None` when the directory of the lock does not exist: then the tools
-    /// cannot run either.
+    /// Takes it, until what is given is dropped. `None` when the directory of the lock does not exist: then nobody can
+    /// hold it either.
     ///
     /// # Errors
     /// [`PortError`] when another program keeps it, or the file cannot be opened.
     pub fn take(&self) -> Result<Option<File>, PortError> {
-        let attempt = || format!("locking the environment of U-Boot by {}", self.path.display());
+        let attempt = || format!("locking {} by {}", self.what, self.path.display());
         let file = match self.open() {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -62,7 +73,8 @@ impl EnvLock {
                 Err(TryLockError::WouldBlock) => {
                     let seconds = self.patience.as_secs();
                     let problem = format!(
-                        "another program, such as fw_setenv, has held it for more than {seconds} s; end that program"
+                        "another program, such as {}, has held it for more than {seconds} s; end that program",
+                        self.who
                     );
                     return Err(PortError::environment(attempt(), Some(problem.into())));
                 }
@@ -100,7 +112,7 @@ mod tests {
     fn who_comes_second_waits_and_then_says_so() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        let lock = EnvLock::new(path.clone()).waiting(Duration::from_millis(50));
+        let lock = FileLock::of_fw_setenv(path.clone()).waiting(Duration::from_millis(50));
         let held = lock.take().unwrap().unwrap();
         let error = crate::drive::chain(&lock.take().unwrap_err());
         assert!(error.contains("fw_setenv") && error.contains("lock"), "{error}");
@@ -111,9 +123,14 @@ mod tests {
     #[test]
     fn without_its_directory_nobody_can_hold_it_and_no_link_is_followed() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(EnvLock::new(dir.path().join("none/lock")).take().unwrap().is_none());
+        assert!(
+            FileLock::of_fw_setenv(dir.path().join("none/lock"))
+                .take()
+                .unwrap()
+                .is_none()
+        );
         let (target, link) = (dir.path().join("target"), dir.path().join("link"));
         std::os::unix::fs::symlink(&target, &link).unwrap();
-        assert!(EnvLock::new(link).take().is_err() && !target.exists());
+        assert!(FileLock::of_fw_setenv(link).take().is_err() && !target.exists());
     }
 }
