@@ -10,6 +10,7 @@ use serde::Deserialize;
 use self::boot::BootSection;
 pub use self::boot::{BootConfig, UbootScheme};
 use self::conditions::ConditionsSection;
+use self::restart::RestartSection;
 use crate::host::conditions::ConditionsConfig;
 use crate::host::health::CheckConfig;
 use crate::host::http::HttpOptions;
@@ -22,6 +23,7 @@ use crate::machine::slot::SlotId;
 
 mod boot;
 mod conditions;
+mod restart;
 
 /// Where the configuration is when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/fwagent/fwagent.toml";
@@ -223,22 +225,6 @@ fn five() -> u64 {
     5
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RestartSection {
-    mode: RestartMode,
-    command: Option<Vec<String>>,
-}
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RestartMode {
-    #[default]
-    Command,
-    Exit,
-    Manual,
-}
-
 impl Config {
     /// Reads a configuration file.
     ///
@@ -324,12 +310,7 @@ impl File {
         if self.poll.interval_s == 0 || self.poll.retry_s == 0 {
             return problem("poll", "has an interval or retry of 0 seconds");
         }
-        if self.restart.mode == RestartMode::Command && self.restart.command.as_ref().is_some_and(Vec::is_empty) {
-            return problem("restart.command", "is empty");
-        }
-        if self.restart.mode != RestartMode::Command && self.restart.command.is_some() {
-            return problem("restart.command", "is given, and restart.mode is not \"command\"");
-        }
+        self.restart.check(self.boot.is_flagged())?;
         if self.health.confirm == ConfirmKind::Auto && self.health.manual_timeout_s.is_some() {
             return problem(
                 "health.manual_timeout_s",
@@ -399,6 +380,7 @@ impl File {
             retries: check.retries,
             retry_delay: seconds(check.retry_delay_s),
         });
+        let flagged = self.boot.is_flagged();
         Ok(Config {
             identity: Identity {
                 vendor: self.device.vendor,
@@ -429,13 +411,7 @@ impl File {
                     within: seconds(self.health.manual_timeout_s.unwrap_or(24 * 3600)),
                 },
             },
-            restart: match self.restart.mode {
-                RestartMode::Command => {
-                    Restart::Command(self.restart.command.unwrap_or_else(|| vec!["/sbin/reboot".to_owned()]))
-                }
-                RestartMode::Exit => Restart::Exit,
-                RestartMode::Manual => Restart::Manual,
-            },
+            restart: self.restart.build(flagged),
             conditions: self.conditions.build(base)?,
         })
     }

@@ -21,6 +21,7 @@ use crate::host::loader::efi::Efi;
 use crate::host::loader::file_lock::FileLock;
 use crate::host::loader::gpt::Gpt;
 use crate::host::loader::grub::Grub;
+use crate::host::loader::tryboot::Tryboot;
 use crate::host::loader::uboot::Uboot;
 use crate::host::loader::{HostBoot, Loader};
 use crate::host::repository::HttpRepository;
@@ -92,6 +93,11 @@ impl Device {
             BootConfig::Grub { grubenv, running } => {
                 Box::new(Loader::new(Grub::new(grubenv, dir), slots, attempts, running))
             }
+            BootConfig::Tryboot {
+                paths,
+                partitions,
+                running,
+            } => Box::new(Tryboot::new(paths, partitions, dir, running)),
             BootConfig::Efi { vars, entries, running } => Box::new(Efi::new(vars, entries, running)),
         }
     }

@@ -615,7 +615,12 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
                     Some(Event::Withheld)
                 }
                 Effect::Reboot => {
-                    self.ports.reboot.reboot()?;
+                    if let Phase::Pending { slot, .. } = &self.state.phase {
+                        self.ports.boot.spend(slot)?;
+                        self.ports.reboot.reboot_for_trial()?;
+                    } else {
+                        self.ports.reboot.reboot()?;
+                    }
                     return Ok(Next::Restart);
                 }
             };

@@ -214,6 +214,15 @@ pub trait BootControl {
     /// [`PortError`].
     fn arm(&mut self, slot: &SlotId, attempts: u32) -> Result<(), PortError>;
 
+    /// The device is about to be restarted into the armed `slot`: spends the attempt, durably, where the boot loader
+    /// cannot do that itself.
+    ///
+    /// # Errors
+    /// [`PortError`]; the device must not be restarted then.
+    fn spend(&mut self, _slot: &SlotId) -> Result<(), PortError> {
+        Ok(())
+    }
+
     /// Makes `slot` the one that is booted from now on, without counting.
     ///
     /// # Errors
@@ -275,4 +284,12 @@ pub trait Reboot {
     /// # Errors
     /// [`PortError`].
     fn reboot(&mut self) -> Result<(), PortError>;
+
+    /// Asks for the restart that a trial begins with, which some boot loaders must be told apart.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn reboot_for_trial(&mut self) -> Result<(), PortError> {
+        self.reboot()
+    }
 }

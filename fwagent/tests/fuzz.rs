@@ -6,6 +6,7 @@ use std::path::Path;
 
 use fwagent::config::Config;
 use fwagent::host::unpack::unpack;
+use fwagent::machine::autoboot::{Attempt, Autoboot};
 use fwagent::machine::boot::BootRecord;
 use fwagent::machine::cmdline;
 use fwagent::machine::efi_boot::LoadOption;
@@ -17,7 +18,7 @@ use fwagent::machine::uboot_config::Places;
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
-fwfuzz::tests!(targets: record 3000, hold 5000, boot 3000, config 3000, twin 500, generation 150, tar 3000, zstd 1000, uboot 5000, grub 5000, fw_env 5000, kernel 5000, efi 5000, gpt 3000);
+fwfuzz::tests!(targets: record 3000, hold 5000, boot 3000, config 3000, twin 500, generation 150, tar 3000, zstd 1000, uboot 5000, grub 5000, fw_env 5000, kernel 5000, efi 5000, gpt 3000, autoboot 5000);
 
 /// Mutations of what is refused at once would reach nothing.
 #[test]
@@ -34,6 +35,10 @@ fn seeds_are_accepted() {
     }
     for path in seeds("grub") {
         Block::decode(&std::fs::read(path).unwrap()).unwrap();
+    }
+    for path in seeds("autoboot") {
+        let bytes = std::fs::read(path).unwrap();
+        assert!(Autoboot::parse(&bytes).is_ok() || Attempt::decode(&bytes).is_some());
     }
     for path in seeds("efi") {
         let bytes = std::fs::read(path).unwrap();

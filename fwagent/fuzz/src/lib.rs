@@ -16,6 +16,7 @@ use fwagent::config::Config;
 use fwagent::host::generation::GenerationStore;
 use fwagent::host::tree::{Node, Tree};
 use fwagent::host::unpack::unpack;
+use fwagent::machine::autoboot::{Attempt, Autoboot, AutobootError, Partitions};
 use fwagent::machine::boot::{BootRecord, MAX_SLOTS};
 use fwagent::machine::boot_count::{Counted, CounterFile, SlotNames};
 use fwagent::machine::cmdline::{self, RootName};
@@ -298,6 +299,38 @@ pub fn efi(data: &[u8]) {
     assert_eq!(confirmed.primary(&found), Some(second.clone()));
     let replenished = boot.replenished(&found, &second).expect("it is active");
     assert_eq!(replenished.primary(&found), Some(second));
+}
+
+/// An `autoboot.txt` that is accepted means the same when written, in the same length or not at all; and a record of an
+/// attempt, which is what follows the file.
+pub fn autoboot(data: &[u8]) {
+    if let Some(attempt) = Attempt::decode(data) {
+        assert_eq!(attempt.encode(), data);
+    }
+    let Ok(file) = Autoboot::parse(data) else { return };
+    let [first, second] = slots();
+    let partitions = Partitions(vec![
+        (first.clone(), file.partition),
+        (second.clone(), file.partition ^ 1),
+    ]);
+    let mut files = vec![file.clone()];
+    files.extend(file.armed(&partitions, &second, 1));
+    files.extend(file.confirmed(&partitions, &second));
+    files.extend(file.disabled(&partitions, &second));
+    assert_eq!(files.len(), 4);
+    assert!(file.disabled(&partitions, &first).is_err());
+    for changed in files {
+        match changed.render(Some(data.len())) {
+            Ok(bytes) => {
+                assert_eq!(bytes.len(), data.len());
+                assert_eq!(Autoboot::parse(&bytes), Ok(changed));
+            }
+            Err(error) => assert!(matches!(
+                error,
+                AutobootError::Short { .. } | AutobootError::Long { .. }
+            )),
+        }
+    }
 }
 
 /// A `fw_env.config` that is accepted names one place or two that can be two copies.

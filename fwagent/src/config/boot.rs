@@ -1,6 +1,6 @@
 //! The section `boot`: which boot loader, and where its memory is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -9,7 +9,9 @@ use super::{Problem, problem};
 use crate::host::loader::efivarfs::EfiVars;
 use crate::host::loader::file_lock::LOCK_FILE;
 use crate::host::loader::running::{Running, RunningBy};
+use crate::host::loader::tryboot::{BOOT_ID, TrybootPaths};
 use crate::host::slots::SlotConfig;
+use crate::machine::autoboot::Partitions;
 use crate::machine::boot_count::SlotNames;
 use crate::machine::efi_boot::Entry;
 use crate::machine::gpt::Partition;
@@ -22,6 +24,8 @@ const SLOT_VARIABLE: &str = "fwagent_slot";
 const FW_ENV_CONFIG: &str = "/etc/fw_env.config";
 const GRUBENV: &str = "/boot/grub/grubenv";
 const EFIVARS: &str = "/sys/firmware/efi/efivars";
+const AUTOBOOT: &str = "/boot/firmware/autoboot.txt";
+const FIRMWARE_DIR: &str = "/proc/device-tree/chosen/bootloader";
 
 /// The boot loader.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +70,15 @@ pub enum BootConfig {
         /// Which slot runs.
         running: Running,
     },
+    /// The boot loader of the Raspberry Pi, with `autoboot.txt`.
+    Tryboot {
+        /// Where things lie.
+        paths: TrybootPaths,
+        /// The partition of each slot.
+        partitions: Partitions,
+        /// Which slot runs.
+        running: Running,
+    },
 }
 
 impl BootConfig {
@@ -77,6 +90,7 @@ impl BootConfig {
             Self::Grub { .. } => "grub",
             Self::Efi { .. } => "efi",
             Self::Gpt { .. } => "gpt",
+            Self::Tryboot { .. } => "tryboot",
         }
     }
 }
@@ -98,6 +112,9 @@ pub(super) struct BootSection {
     entries: Option<BTreeMap<String, String>>,
     disk: Option<PathBuf>,
     partitions: Option<BTreeMap<String, String>>,
+    autoboot: Option<PathBuf>,
+    boot_partitions: Option<BTreeMap<String, u8>>,
+    firmware_dir: Option<PathBuf>,
     slot_parameter: Option<String>,
     cmdline_file: Option<PathBuf>,
     running: Option<RunningBy>,
@@ -113,6 +130,7 @@ enum Control {
     Grub,
     Efi,
     Gpt,
+    Tryboot,
 }
 
 /// What the variables of U-Boot mean.
@@ -193,8 +211,13 @@ impl BootSection {
     pub(super) fn attempts(&self) -> u32 {
         self.attempts.unwrap_or(match self.control {
             Control::File | Control::Uboot | Control::Gpt => 3,
-            Control::Grub | Control::Efi => 1,
+            Control::Grub | Control::Efi | Control::Tryboot => 1,
         })
+    }
+
+    /// Whether the boot loader must be told of a trial by the restart itself.
+    pub(super) fn is_flagged(&self) -> bool {
+        self.control == Control::Tryboot
     }
 
     pub(super) fn check(&self) -> Result<(), Problem> {
@@ -202,7 +225,7 @@ impl BootSection {
         if !(1..=100).contains(&attempts) {
             return problem("boot.attempts", format!("is {attempts}, not from 1 to 100"));
         }
-        if matches!(self.control, Control::Grub | Control::Efi) && attempts != 1 {
+        if matches!(self.control, Control::Grub | Control::Efi | Control::Tryboot) && attempts != 1 {
             return problem(
                 "boot.attempts",
                 format!("is {attempts}, and this boot loader can count one attempt only"),
@@ -247,6 +270,13 @@ impl BootSection {
             ("boot.grubenv", self.grubenv.is_some(), self.control == Control::Grub),
             ("boot.efivars", self.efivars.is_some(), self.control == Control::Efi),
             ("boot.entries", self.entries.is_some(), self.control == Control::Efi),
+            ("boot.autoboot", self.autoboot.is_some(), self.is_flagged()),
+            (
+                "boot.boot_partitions",
+                self.boot_partitions.is_some(),
+                self.is_flagged(),
+            ),
+            ("boot.firmware_dir", self.firmware_dir.is_some(), self.is_flagged()),
             ("boot.slot_parameter", self.slot_parameter.is_some(), loader),
             ("boot.cmdline_file", self.cmdline_file.is_some(), loader),
             ("boot.running", self.running.is_some(), loader),
@@ -301,7 +331,7 @@ impl BootSection {
         let in_names = match self.control {
             Control::Uboot => self.scheme != Some(Scheme::Bootcount),
             Control::Grub => true,
-            Control::File | Control::Efi | Control::Gpt => false,
+            Control::File | Control::Efi | Control::Gpt | Control::Tryboot => false,
         };
         if let Some(slot) = hyphen.filter(|_| in_names) {
             let text = format!("is {}, which cannot be part of a boot variable: no hyphens", slot.slot);
@@ -342,8 +372,26 @@ impl BootSection {
                     .collect(),
                 running,
             },
+            Control::Tryboot => BootConfig::Tryboot {
+                paths: TrybootPaths {
+                    autoboot: below(self.autoboot, AUTOBOOT),
+                    firmware: below(self.firmware_dir, FIRMWARE_DIR),
+                    boot_id: BOOT_ID.into(),
+                },
+                partitions: boot_partitions(self.boot_partitions.unwrap_or_default(), slots)?,
+                running,
+            },
         })
     }
+}
+
+fn boot_partitions(given: BTreeMap<String, u8>, slots: &[SlotConfig]) -> Result<Partitions, Problem> {
+    let partitions = of_each_slot("boot.boot_partitions", given, slots)?;
+    let numbers: BTreeSet<u8> = partitions.iter().map(|(_, number)| *number).collect();
+    if numbers.len() < partitions.len() || numbers.contains(&0) {
+        return problem("boot.boot_partitions", "has a partition 0, or one of two slots");
+    }
+    Ok(Partitions(partitions))
 }
 
 /// A table that has one value for each slot set, and no others.
@@ -353,12 +401,10 @@ fn of_each_slot<T>(
     slots: &[SlotConfig],
 ) -> Result<Vec<(SlotId, T)>, Problem> {
     let mut values: Vec<(SlotId, T)> = Vec::new();
-    for slot in slots.iter().map(|slot| &slot.slot) {
-        if !values.iter().any(|(known, _)| known == slot) {
-            let value = given.remove(slot.as_str());
-            let value = value.map_or_else(|| problem(field, format!("says nothing about slot {slot}")), Ok)?;
-            values.push((slot.clone(), value));
-        }
+    for slot in slot_sets(slots) {
+        let value = given.remove(slot.as_str());
+        let value = value.map_or_else(|| problem(field, format!("says nothing about slot {slot}")), Ok)?;
+        values.push((slot, value));
     }
     match given.into_keys().next() {
         Some(name) => problem(field, format!("names slot {name}, which is not there")),

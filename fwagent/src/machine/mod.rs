@@ -11,8 +11,10 @@
 //! texts of the kernel          -> mounts, cmdline            what is mounted, what is the root
 //! variables of UEFI            -> efi_boot                   BootOrder, BootNext
 //! partition table              -> gpt, gpt_priority          both copies of it, and the attributes that loaders read
+//! autoboot.txt                 -> autoboot                   the Raspberry Pi's tryboot
 //! ```
 
+pub mod autoboot;
 pub mod boot;
 pub mod boot_count;
 pub mod cmdline;

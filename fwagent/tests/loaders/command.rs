@@ -12,7 +12,7 @@ use fwmeta::role::{RoleKeys, Root, RootRoles};
 use fwmeta::signed;
 use fwmeta::time::UtcSeconds;
 
-use crate::{Loader, efi, grub, slot, start, uboot};
+use crate::{Loader, efi, grub, slot, start, tryboot, uboot};
 
 fn config(boot: &str) -> String {
     format!(
@@ -46,6 +46,7 @@ fn boot_is_for_control_file_only() {
         ("uboot", ""),
         ("grub", ""),
         ("efi", "entries = { A = \"Boot0001\", B = \"Firmware B\" }"),
+        ("tryboot", "boot_partitions = { A = 2, B = 3 }"),
     ] {
         let path = dir.path().join("fwagent.toml");
         fs::write(&path, config(&format!("control = {control:?}\n{fields}"))).unwrap();
@@ -135,6 +136,30 @@ fn fields_that_do_not_belong_together_are_refused() {
             "control = \"uboot\"\nscheme = \"bootcount\"\nslot_variables.s = { A = \"1\", b = \"2\" }",
             "for slot B",
         ),
+        (
+            "control = \"tryboot\"",
+            "boot.boot_partitions says nothing about slot A",
+        ),
+        (
+            "control = \"tryboot\"\nboot_partitions = { A = 2, B = 2 }",
+            "or one of two slots",
+        ),
+        (
+            "control = \"tryboot\"\nboot_partitions = { A = 0, B = 2 }",
+            "a partition 0",
+        ),
+        (
+            "control = \"tryboot\"\nboot_partitions = { A = 2, B = 3 }\nattempts = 2",
+            "boot.attempts",
+        ),
+        (
+            "control = \"tryboot\"\nboot_partitions = { A = 2, B = 3 }\n[restart]\nmode = \"exit\"",
+            "restart.mode",
+        ),
+        ("[restart]\ntrial_command = [\"reboot\"]", "restart.trial_command"),
+        ("boot_partitions = { A = 2, B = 3 }", "boot.boot_partitions"),
+        ("control = \"efi\"\nautoboot = \"/a\"", "boot.autoboot"),
+        ("control = \"efi\"\nfirmware_dir = \"/a\"", "boot.firmware_dir"),
         ("control = \"efi\"", "boot.entries says nothing about slot A"),
         (
             "control = \"efi\"\nentries = { A = \"a\", B = \"b\", C = \"c\" }",
@@ -229,6 +254,7 @@ fn a_device_is_provisioned_and_says_which_slot_runs() {
     let uboot = uboot::Board::new(uboot::Place::Two, ByteOrder::Little);
     let grub = grub::Board::new();
     let efi = efi::Board::new();
+    let tryboot = tryboot::Board::new();
     for (dir, control, loader) in [
         (
             uboot.dir.path(),
@@ -240,6 +266,12 @@ fn a_device_is_provisioned_and_says_which_slot_runs() {
             efi.dir.path(),
             "control = \"efi\"\nefivars = \"efivars\"\nentries = { A = \"Boot0001\", B = \"Firmware B\" }",
             &efi,
+        ),
+        (
+            tryboot.dir.path(),
+            "control = \"tryboot\"\nautoboot = \"autoboot.txt\"\nfirmware_dir = \"firmware\"\n\
+             boot_partitions = { A = 2, B = 3 }",
+            &tryboot,
         ),
     ] {
         fs::write(dir.join("root.json"), root()).unwrap();
@@ -280,7 +312,7 @@ fn a_device_is_provisioned_and_says_which_slot_runs() {
         assert!(code != Some(0) && text.contains("runs slot B"), "{text}");
         // It does not say what it has started: nothing is done that could hit the running slot.
         fs::write(dir.join("cmdline"), "quiet").unwrap();
-        for command in ["status", "install"] {
+        for command in ["status", "install"].into_iter().filter(|_| !loader.names_the_slot()) {
             let (code, text) = run(&[command]);
             assert!(code == Some(3) && text.contains("there is no fwagent.slot="), "{text}");
         }

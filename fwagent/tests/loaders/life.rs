@@ -9,7 +9,7 @@ use fwagent::ports::PortError;
 use fwmeta::manifest::SemVer;
 use fwmeta::time::UtcSeconds;
 
-use crate::{Loader, efi, gpt, grub, slot, uboot};
+use crate::{Loader, efi, gpt, grub, slot, tryboot, uboot};
 
 const AT: UtcSeconds = UtcSeconds(1_800_000_000);
 
@@ -90,7 +90,14 @@ impl Device<'_> {
                     Some(Event::Confirmed)
                 }
                 Effect::CheckHealth(_) => Some(self.verdict()),
-                Effect::Reboot => return Ok(true),
+                Effect::Reboot => {
+                    if let Phase::Pending { slot, .. } = &self.state.phase {
+                        done(control.spend(slot));
+                        self.breath()?;
+                        self.loader.restart_for_trial();
+                    }
+                    return Ok(true);
+                }
             };
             self.breath()?;
             if let Some(event) = follows
@@ -227,5 +234,12 @@ fn updates_through_grub() {
 fn updates_through_efi_variables() {
     for seed in 1..12 {
         live(&efi::Board::new(), seed * 7919);
+    }
+}
+
+#[test]
+fn updates_through_tryboot() {
+    for seed in 1..12 {
+        live(&tryboot::Board::new(), seed * 7919);
     }
 }

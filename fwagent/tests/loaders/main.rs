@@ -14,6 +14,7 @@ mod loop_device;
 mod running;
 #[path = "../../../tests/src/tools.rs"]
 mod tools;
+mod tryboot;
 mod uboot;
 
 use std::path::{Path, PathBuf};
@@ -48,6 +49,14 @@ pub trait Loader {
 
     /// Says that `slot` was booted, wherever this loader does that besides the command line.
     fn say_booted(&self, _slot: &str) {}
+
+    /// Whether that alone is enough.
+    fn names_the_slot(&self) -> bool {
+        false
+    }
+
+    /// The restart into a trial, for a loader that must be told.
+    fn restart_for_trial(&self) {}
 }
 
 /// The file that stands for `/proc/cmdline`.

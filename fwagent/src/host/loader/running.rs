@@ -70,6 +70,28 @@ impl Running {
     /// # Errors
     /// [`PortError`] when nobody says which, or not the same.
     pub fn slot(&self, slots: &[SlotId]) -> Result<SlotId, PortError> {
+        self.said(slots)?.ok_or_else(|| {
+            let problem = match self.by {
+                RunningBy::Auto | RunningBy::Parameter => {
+                    format!("there is no {}= in {}", self.parameter, self.cmdline.display())
+                        + if self.by == RunningBy::Auto {
+                            ", and neither its root= nor a mount is of a slot"
+                        } else {
+                            ""
+                        }
+                }
+                RunningBy::Root => format!("there is no root= in {} that is a slot", self.cmdline.display()),
+                RunningBy::Mount => format!("what is mounted at {} is no slot", self.mount.display()),
+            };
+            refused(&problem)
+        })
+    }
+
+    /// Like [`slot`](Self::slot), for a boot loader that says it, too: then nobody else needs to.
+    ///
+    /// # Errors
+    /// [`PortError`] when they do not say the same.
+    pub fn said(&self, slots: &[SlotId]) -> Result<Option<SlotId>, PortError> {
         let mut said: Vec<(String, SlotId)> = Vec::new();
         let asked = |source| self.by == RunningBy::Auto || self.by == source;
         let text = fs::read(&self.cmdline).map_err(|error| {
@@ -90,29 +112,17 @@ impl Running {
         if asked(RunningBy::Mount) {
             said.extend(self.by_mount()?);
         }
-        let problem = match said.first() {
-            None => match self.by {
-                RunningBy::Auto | RunningBy::Parameter => {
-                    format!("there is no {}= in {}", self.parameter, self.cmdline.display())
-                        + if self.by == RunningBy::Auto {
-                            ", and neither its root= nor a mount is of a slot"
-                        } else {
-                            ""
-                        }
-                }
-                RunningBy::Root => format!("there is no root= in {} that is a slot", self.cmdline.display()),
-                RunningBy::Mount => format!("what is mounted at {} is no slot", self.mount.display()),
-            },
-            Some((_, slot)) if said.iter().all(|(_, other)| other == slot) => return Ok(slot.clone()),
+        match said.first() {
+            None => Ok(None),
+            Some((_, slot)) if said.iter().all(|(_, other)| other == slot) => Ok(Some(slot.clone())),
             Some(_) => {
                 let all: Vec<_> = said
                     .iter()
                     .map(|(source, slot)| format!("{slot} by {source}"))
                     .collect();
-                format!("it is {}", all.join(", but "))
+                Err(refused(&format!("it is {}", all.join(", but "))))
             }
-        };
-        Err(refused(&problem))
+        }
     }
 
     fn by_parameter(&self, cmdline: &str, slots: &[SlotId]) -> Result<Option<(String, SlotId)>, PortError> {
