@@ -49,6 +49,8 @@ pub struct Config {
     pub boot_attempts: u32,
     /// All slots.
     pub slots: Vec<SlotConfig>,
+    /// The set of the rescue system, if there is one.
+    pub rescue: Option<SlotId>,
     /// When to poll.
     pub interval: Interval,
     /// The health checks.
@@ -164,6 +166,17 @@ struct Slot {
     kind: SlotKind,
     path: PathBuf,
     size: Option<u64>,
+    #[serde(default)]
+    role: Role,
+}
+
+/// What a slot set is for.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Role {
+    #[default]
+    Main,
+    Rescue,
 }
 
 fn system() -> String {
@@ -282,9 +295,13 @@ impl Config {
         sets
     }
 
-    /// Slot classes of each set, sorted; the same for all sets.
+    /// Slot classes of each set, sorted; the same for all sets but the rescue system's.
     pub fn classes(&self) -> Vec<String> {
-        let classes: BTreeSet<&String> = self.slots.iter().map(|slot| &slot.class).collect();
+        let main = self
+            .slots
+            .iter()
+            .filter(|slot| Some(&slot.slot) != self.rescue.as_ref());
+        let classes: BTreeSet<&String> = main.map(|slot| &slot.class).collect();
         classes.into_iter().cloned().collect()
     }
 }
@@ -348,7 +365,27 @@ impl File {
                 format!("names {} slot sets, not from 2 to {MAX_SLOTS}", classes.len()),
             );
         }
-        let mut each = classes.values();
+        let rescue: BTreeSet<&String> = self
+            .slot
+            .iter()
+            .filter(|slot| slot.role == Role::Rescue)
+            .map(|slot| &slot.name)
+            .collect();
+        if rescue.len() > 1
+            || self
+                .slot
+                .iter()
+                .any(|slot| slot.role == Role::Main && rescue.contains(&slot.name))
+        {
+            return problem(
+                "slot",
+                "has more than one rescue set, or one of which not all slots have the role",
+            );
+        }
+        let mut each = classes
+            .iter()
+            .filter(|(name, _)| !rescue.contains(*name))
+            .map(|(_, classes)| classes);
         let first = each.next();
         if each.any(|other| Some(other) != first) {
             return problem(
@@ -362,10 +399,14 @@ impl File {
     fn build(self, base: &Path) -> Result<Config, Problem> {
         let url = self.server.url.trim_end_matches('/').to_owned();
         let below = |given: Option<String>, part: &str| given.unwrap_or_else(|| format!("{url}/{part}"));
-        let mut slots = Vec::with_capacity(self.slot.len());
+        let (mut slots, mut rescue) = (Vec::with_capacity(self.slot.len()), None);
         for slot in self.slot {
+            let name = SlotId::parse(&slot.name).or_else(|error| problem("slot.name", error.to_string()))?;
+            if slot.role == Role::Rescue {
+                rescue = Some(name.clone());
+            }
             slots.push(SlotConfig {
-                slot: SlotId::parse(&slot.name).or_else(|error| problem("slot.name", error.to_string()))?,
+                slot: name,
                 class: slot.class,
                 kind: slot.kind,
                 path: base.join(slot.path),
@@ -399,6 +440,7 @@ impl File {
             boot_attempts: self.boot.attempts(),
             boot: self.boot.build(base, &slots)?,
             slots,
+            rescue,
             interval: Interval {
                 poll: seconds(self.poll.interval_s),
                 jitter: seconds(self.poll.jitter_s),
@@ -455,6 +497,19 @@ mod tests {
     }
 
     #[test]
+    fn a_rescue_system_may_have_other_classes_and_is_the_only_one() {
+        let rescue = GOOD.replace("name = \"b\"", "name = \"b\"\nrole = \"rescue\"\nclass = \"small\"");
+        let config = parse(&rescue).unwrap();
+        assert_eq!(config.rescue.as_ref().map(SlotId::as_str), Some("b"));
+        assert_eq!(config.classes(), ["system"]);
+        assert_eq!(config.slot_sets().len(), 2);
+        let two = rescue.replace("name = \"a\"", "name = \"a\"\nrole = \"rescue\"");
+        assert!(parse(&two).unwrap_err().contains("more than one rescue"));
+        let mixed = format!("{rescue}\n[[slot]]\nname = \"b\"\nkind = \"dir\"\npath = \"slots/c\"\n");
+        assert!(parse(&mixed).unwrap_err().contains("not all slots"));
+    }
+
+    #[test]
     fn a_file_that_is_too_long_is_refused_not_cut() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fwagent.toml");
@@ -485,6 +540,7 @@ mod tests {
                 "health.check",
             ),
             (("[state]", "[boot]\ncontrol = \"lilo\"\n[state]"), "lilo"),
+            (("path = \"slots/b\"", "path = \"slots/b\"\nrole = \"spare\""), "spare"),
         ] {
             let text = GOOD.replacen(change.0, change.1, 1);
             let error = parse(&text).unwrap_err();

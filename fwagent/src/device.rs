@@ -248,6 +248,7 @@ impl Device {
         let setup = Setup {
             identity: self.config.identity.clone(),
             slots: self.config.slot_sets(),
+            rescue: self.config.rescue.clone(),
             classes: self.config.classes(),
             boot_attempts: self.config.boot_attempts,
             policy: self.config.conditions.policy.clone(),

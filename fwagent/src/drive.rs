@@ -27,6 +27,7 @@ use sha2::{Digest, Sha256};
 use crate::machine::conditions::{Ask, Condition, Gate, Policy, Withheld, judge as judge_conditions};
 use crate::machine::plan::{self, Considered, Identity, Wish};
 use crate::machine::release::ReleaseRef;
+use crate::machine::rescue::Rescue;
 use crate::machine::slot::SlotId;
 use crate::machine::state::{Phase, State};
 use crate::machine::step::{Effect, Event, Refusal, step};
@@ -249,7 +250,9 @@ pub struct Setup {
     pub identity: Identity,
     /// All slot sets, in order of preference.
     pub slots: Vec<SlotId>,
-    /// Slot classes of each set, sorted.
+    /// The set of the rescue system, if there is one.
+    pub rescue: Option<SlotId>,
+    /// Slot classes of each set but the rescue system's, sorted.
     pub classes: Vec<String>,
     /// Trial boots before the boot loader goes back.
     pub boot_attempts: u32,
@@ -317,7 +320,11 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
         mut ports: Ports,
         observer: Observer,
     ) -> Result<Self, DriveError> {
-        let state = ports.states.load()?.ok_or(DriveError::NotProvisioned)?;
+        let mut state = ports.states.load()?.ok_or(DriveError::NotProvisioned)?;
+        // What the configuration says goes; it is stored with the next step.
+        if state.rescue.as_ref().map(|rescue| &rescue.slot) != setup.rescue.as_ref() {
+            state.rescue = setup.rescue.clone().map(Rescue::new);
+        }
         Ok(Self {
             setup,
             metadata,
@@ -362,7 +369,7 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
 
     /// Whether the boot loader may be told of the update in progress, and the device may restart into it.
     fn may_restart(&mut self) -> bool {
-        let security = self.state.phase.update().is_some_and(|(_, release)| release.security);
+        let security = self.state.phase.release().is_some_and(|release| release.security);
         let may = self.pass(Gate::Restart, security, 0);
         if let Some(held) = &self.held {
             (self.observer)(&Notice::Held(held.clone()));
@@ -384,7 +391,9 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
         // Before any effect of the step, since a restart may be one: whatever else happens, there is this slot to go back
         // to. A slot on trial is neither active nor confirmed.
         if let Some(running) = &view.booted
-            && (*running == self.state.active || self.state.confirmed.contains_key(running))
+            && (*running == self.state.active
+                || self.state.confirmed.contains_key(running)
+                || self.state.is_rescue(running))
         {
             self.ports.boot.replenish(running)?;
         }
@@ -504,6 +513,10 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
             return Ok((checked, Next::Continue));
         }
         let release = offer.release.clone();
+        let Some(slot) = slot else {
+            let next = self.dispatch(Event::RescueNeeded { release })?;
+            return Ok((checked, next));
+        };
         (self.observer)(&Notice::Installing {
             release: release.clone(),
             slot: slot.clone(),
@@ -539,13 +552,15 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
         let Some(offer) = &checked.offer else {
             return Ok((checked, None));
         };
-        let slot = self.place(offer)?;
+        let slot = self.place(offer)?.unwrap_or_else(|| self.state.active.clone());
         Ok((checked, Some(slot)))
     }
 
-    /// The slot that takes an offer, checked.
-    fn place(&mut self, offer: &Offer) -> Result<SlotId, DriveError> {
-        let slot = self.free_slot()?;
+    /// The slot that takes an offer, checked. `None` when only the rescue system can write it.
+    fn place(&mut self, offer: &Offer) -> Result<Option<SlotId>, DriveError> {
+        let Some(slot) = self.free_slot()? else {
+            return Ok(None);
+        };
         if self.ports.boot.view()?.booted.as_ref() == Some(&slot) {
             // Whatever the record says: a start that could not finish may have left it so.
             return Err(Refusal::ActiveSlot { slot }.into());
@@ -553,18 +568,23 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
         for component in &offer.manifest.components {
             self.ports.slots.check(&slot, component)?;
         }
-        Ok(slot)
+        Ok(Some(slot))
     }
 
-    /// The slot that an update goes into: the one in progress, or the first that is not active.
-    fn free_slot(&self) -> Result<SlotId, DriveError> {
+    /// The slot that an update goes into: the one in progress, or the first that is not active. `None` when only the
+    /// rescue system can write it.
+    fn free_slot(&self) -> Result<Option<SlotId>, DriveError> {
         if let Some((slot, _)) = self.state.phase.update() {
-            return Ok(slot.clone());
+            return Ok(Some(slot.clone()));
         }
-        let free = self.setup.slots.iter().find(|slot| **slot != self.state.active);
-        free.cloned().ok_or_else(|| DriveError::NoFreeSlot {
-            active: self.state.active.clone(),
-        })
+        let active = &self.state.active;
+        let mut slots = self.setup.slots.iter();
+        let free = slots.find(|slot| *slot != active && !self.state.is_rescue(slot));
+        if free.is_none() && (self.state.rescue.is_none() || self.state.is_rescue(active)) {
+            let active = active.clone();
+            return Err(DriveError::NoFreeSlot { active });
+        }
+        Ok(free.cloned())
     }
 
     /// Takes a step: stores the next state, then runs the effects and whatever follows from them.

@@ -377,7 +377,10 @@ pub fn config(data: &[u8]) {
     };
     let (sets, classes) = (config.slot_sets(), config.classes());
     assert!((2..=MAX_SLOTS).contains(&sets.len()) && (1..=100).contains(&config.boot_attempts));
-    assert_eq!(config.slots.len(), sets.len() * classes.len());
+    let main = |slot: &SlotId| Some(slot) != config.rescue.as_ref();
+    let mains = config.slots.iter().filter(|slot| main(&slot.slot)).count();
+    assert_eq!(mains, sets.iter().filter(|slot| main(slot)).count() * classes.len());
+    assert!(mains > 0);
     assert!(config.slots.iter().all(|slot| slot.path.is_absolute()) && config.state_dir.is_absolute());
     assert!(!config.interval.poll.is_zero() && !config.interval.retry.is_zero());
     assert!(

@@ -34,6 +34,10 @@ pub fn run(mut device: Device, args: &Provision, json: bool) -> Outcome<Report> 
         .with_context(|| format!("root of trust {}", args.root.display()))
         .map_err(|error| Failure::new(Code::Refused, error))?;
     let slot = first_slot(&device, args.slot.as_deref())?;
+    if args.from_server && Some(&slot) == device.config.rescue.as_ref() {
+        let text = format!("slot {slot} is that of the rescue system, which no release is for");
+        return Err(Failure::new(Code::Usage, text));
+    }
     let wish = Wish {
         version: version(args.version.as_deref())?,
         retry: false,
@@ -114,7 +118,7 @@ pub fn run(mut device: Device, args: &Provision, json: bool) -> Outcome<Report> 
 fn first_slot(device: &Device, name: Option<&str>) -> Outcome<SlotId> {
     let sets = device.config.slot_sets();
     let found = match name {
-        None => sets.first(),
+        None => sets.iter().find(|slot| Some(*slot) != device.config.rescue.as_ref()),
         Some(name) => sets.iter().find(|slot| slot.as_str() == name),
     };
     found.cloned().ok_or_else(|| {

@@ -179,6 +179,7 @@ fn why(state: &State) -> String {
         Phase::Trial { .. } => "next: the health checks, or `fwagent confirm`, decide about the new software",
         Phase::Confirming { .. } => "next: the boot loader is told that the new software is good",
         Phase::FallingBack { .. } => "next: the device must restart into the earlier software",
+        Phase::ToRescue { .. } => "next: the device must restart into the rescue system, which can write this slot",
         Phase::RollingBack { .. } => "next: the device must restart into the slot that the operator chose",
     };
     format!("{text}\n")

@@ -4,6 +4,7 @@
 //! ```text
 //! releases + identity + state  -> plan  ->  Decision        which release, or why none
 //! state + event                -> step  ->  state + effects one cell of the grid, or a listed refusal
+//!                              -> rescue                     the way into a rescue system
 //! boot record                  -> boot  ->  slot + record   what a boot loader does
 //! state                        <-> record                   the bytes that survive a loss of power
 //! variables of a boot loader   -> slot_vars                  the same for U-Boot (uboot_env) and GRUB (grub_env)
@@ -29,6 +30,7 @@ pub mod mounts;
 pub mod plan;
 pub mod record;
 pub mod release;
+pub mod rescue;
 pub mod schedule;
 pub mod slot;
 pub mod slot_vars;

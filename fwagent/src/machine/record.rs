@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use fwmeta::hex;
 use fwmeta::json::{Doc, Value, object};
 use fwmeta::time::UtcSeconds;
 
 use crate::machine::boot::MAX_SLOTS;
 use crate::machine::floor::Floors;
 use crate::machine::release::ReleaseRef;
+use crate::machine::rescue::Rescue;
 use crate::machine::slot::SlotId;
 use crate::machine::state::{MAX_REJECTED, Outcome, Phase, Rejected, State, UpdateResult};
 
@@ -49,6 +51,7 @@ pub fn encode(state: &State) -> Vec<u8> {
         ("rejected", rejected.collect::<Vec<_>>().into()),
         ("floors", state.floors.to_value()),
         ("last", state.last.as_ref().map(outcome_value).into()),
+        ("rescue", state.rescue.as_ref().map(rescue_value).into()),
     ])
     .to_json()
     .into_bytes()
@@ -106,6 +109,10 @@ fn read(value: &Value) -> Option<State> {
             Value::Null => None,
             last => Some(read_outcome(last)?),
         },
+        rescue: match value.get("rescue") {
+            None | Some(Value::Null) => None,
+            Some(rescue) => Some(read_rescue(rescue)?),
+        },
     })
 }
 
@@ -133,6 +140,15 @@ fn phase_value(phase: &Phase) -> Value {
         }
         Phase::RollingBack { to } => {
             entries.insert("slot".to_owned(), to.as_str().into());
+        }
+        Phase::ToRescue {
+            slot,
+            release,
+            attempts,
+        } => {
+            entries.insert("slot".to_owned(), slot.as_str().into());
+            entries.insert("release".to_owned(), release.as_ref().map(ReleaseRef::to_value).into());
+            entries.insert("attempts".to_owned(), (*attempts).into());
         }
         _ => {}
     }
@@ -176,7 +192,40 @@ fn read_phase(value: &Value) -> Option<Phase> {
             log: text(value, "log")?,
         },
         "rolling-back" => Phase::RollingBack { to: slot()? },
+        "to-rescue" => Phase::ToRescue {
+            slot: slot()?,
+            release: match value.get("release")? {
+                Value::Null => None,
+                release => Some(ReleaseRef::from_value(release)?),
+            },
+            attempts: match value.get("attempts")? {
+                Value::Null => None,
+                attempts => Some(u32::try_from(attempts.as_u64()?).ok()?),
+            },
+        },
         _ => return None,
+    })
+}
+
+fn rescue_value(rescue: &Rescue) -> Value {
+    let trips = rescue.trips.map(|(digest, count)| {
+        let digest = hex::encode(&digest);
+        object([("manifest_sha256", digest.into()), ("count", count.into())])
+    });
+    object([("slot", rescue.slot.as_str().into()), ("trips", trips.into())])
+}
+
+fn read_rescue(value: &Value) -> Option<Rescue> {
+    let trips = match value.get("trips")? {
+        Value::Null => None,
+        trips => Some((
+            hex::decode_array(trips.get("manifest_sha256")?.as_str()?)?,
+            u32::try_from(trips.get("count")?.as_u64()?).ok()?,
+        )),
+    };
+    Some(Rescue {
+        slot: slot(value, "slot")?,
+        trips,
     })
 }
 

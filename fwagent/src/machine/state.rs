@@ -6,6 +6,7 @@ use fwmeta::time::UtcSeconds;
 
 use crate::machine::floor::Floors;
 use crate::machine::release::ReleaseRef;
+use crate::machine::rescue::Rescue;
 use crate::machine::slot::{SlotId, SlotStatus};
 
 /// Rejected releases that are remembered.
@@ -33,6 +34,8 @@ pub struct State {
     pub floors: Floors,
     /// How the last update ended.
     pub last: Option<Outcome>,
+    /// The rescue system, where the configuration has one.
+    pub rescue: Option<Rescue>,
 }
 
 /// What is going on.
@@ -100,6 +103,15 @@ pub enum Phase {
         /// The slot to go to.
         to: SlotId,
     },
+    /// The device is about to run the rescue system, from where the active slot can be written.
+    ToRescue {
+        /// The slot of the rescue system.
+        slot: SlotId,
+        /// For which release; none when the boot loader chose so.
+        release: Option<ReleaseRef>,
+        /// Attempts that the boot loader was given; none before it was told.
+        attempts: Option<u32>,
+    },
 }
 
 impl Phase {
@@ -115,13 +127,22 @@ impl Phase {
             Self::Confirming { .. } => "confirming",
             Self::FallingBack { .. } => "falling-back",
             Self::RollingBack { .. } => "rolling-back",
+            Self::ToRescue { .. } => "to-rescue",
+        }
+    }
+
+    /// The release that the device is busy with.
+    pub fn release(&self) -> Option<&ReleaseRef> {
+        match self {
+            Self::ToRescue { release, .. } => release.as_ref(),
+            other => other.update().map(|(_, release)| release),
         }
     }
 
     /// The slot and release of an update in progress.
     pub fn update(&self) -> Option<(&SlotId, &ReleaseRef)> {
         match self {
-            Self::Idle | Self::RollingBack { .. } => None,
+            Self::Idle | Self::RollingBack { .. } | Self::ToRescue { .. } => None,
             Self::Clearing { slot, release }
             | Self::Staging { slot, release }
             | Self::Staged { slot, release }
@@ -206,6 +227,7 @@ impl State {
             rejected: Vec::new(),
             floors,
             last: None,
+            rescue: None,
         }
     }
 
@@ -225,9 +247,11 @@ impl State {
                 Phase::Pending { .. } => SlotStatus::Pending,
                 Phase::Trial { .. } | Phase::Confirming { .. } => SlotStatus::Tentative,
                 Phase::FallingBack { .. } => SlotStatus::Bad,
-                Phase::Idle | Phase::Clearing { .. } | Phase::RollingBack { .. } | Phase::Staging { .. } => {
-                    SlotStatus::Empty
-                }
+                Phase::Idle
+                | Phase::Clearing { .. }
+                | Phase::RollingBack { .. }
+                | Phase::ToRescue { .. }
+                | Phase::Staging { .. } => SlotStatus::Empty,
             };
             return (status, Some(release));
         }
@@ -236,7 +260,7 @@ impl State {
         }
         match self.bad.get(slot) {
             Some(release) => (SlotStatus::Bad, Some(release)),
-            None if *slot == self.active => (SlotStatus::Confirmed, None),
+            None if *slot == self.active || self.is_rescue(slot) => (SlotStatus::Confirmed, None),
             None => (SlotStatus::Empty, None),
         }
     }
@@ -254,6 +278,11 @@ impl State {
             .filter(|(_, held)| floors.permit_boot(&held.channel, held.sequence).is_err())
             .map(|(other, _)| other.clone())
             .collect()
+    }
+
+    /// Whether a slot is that of the rescue system: never written, and always there to go back to.
+    pub fn is_rescue(&self, slot: &SlotId) -> bool {
+        self.rescue.as_ref().is_some_and(|rescue| rescue.slot == *slot)
     }
 
     /// Why a release is not installed again by itself, if so.

@@ -13,6 +13,7 @@
 //!     +<----------- FallingBack <---------------------------------------------------------------------+
 //!     |   reject                 disable, reboot
 //!     +<----------- RollingBack <--- RollbackAsked when idle: confirm the other slot, reboot
+//!     +<----------- ToRescue <------ RescueNeeded when idle: see `rescue`
 //! ```
 //!
 //! Whoever interprets a step stores the next state durably **before** the first effect. So each effect may run twice,
@@ -24,6 +25,7 @@ use fwmeta::time::UtcSeconds;
 
 use crate::machine::boot::BootView;
 use crate::machine::release::ReleaseRef;
+use crate::machine::rescue;
 use crate::machine::slot::SlotId;
 use crate::machine::state::{LOG_BYTES, Outcome, Phase, REASON_BYTES, State, UpdateResult, shortened};
 
@@ -36,6 +38,11 @@ pub enum Event {
     Planned {
         /// Where it goes.
         slot: SlotId,
+        /// Which.
+        release: ReleaseRef,
+    },
+    /// A release was chosen and its manifest verified, and there is no slot but the active one that may be written.
+    RescueNeeded {
         /// Which.
         release: ReleaseRef,
     },
@@ -122,6 +129,12 @@ pub enum Refusal {
         /// The slot.
         slot: SlotId,
     },
+    /// The rescue system is never written.
+    #[error("slot {slot} is that of the rescue system and is never written")]
+    RescueSlot {
+        /// The slot.
+        slot: SlotId,
+    },
     /// The device runs a slot that the agent neither confirmed nor armed.
     #[error("the device runs slot {running}, which was neither confirmed nor armed; expected was slot {expected}")]
     UnexpectedSlot {
@@ -142,7 +155,7 @@ impl Event {
     fn word(&self) -> &'static str {
         match self {
             Self::PowerOn(_) => "power-on",
-            Self::Planned { .. } => "a new update",
+            Self::Planned { .. } | Self::RescueNeeded { .. } => "a new update",
             Self::Cleared => "clearing a slot",
             Self::Installed | Self::InstallFailed { .. } => "the end of an installation",
             Self::Armed { .. } => "arming",
@@ -237,15 +250,36 @@ pub fn step(state: &State, event: Event, at: UtcSeconds) -> Result<Step, Refusal
             Ok(step_of(next, vec![disable]))
         }
         (Phase::Idle, Event::RollbackAsked) => roll_back(state),
+        (Phase::Idle, Event::RescueNeeded { release }) => rescue::needed(state, release, at),
+        (
+            Phase::ToRescue {
+                slot,
+                release,
+                attempts: None,
+            },
+            Event::Armed { attempts },
+        ) if release.is_some() => {
+            let attempts = Some(attempts);
+            let phase = Phase::ToRescue {
+                slot,
+                release,
+                attempts,
+            };
+            Ok(to(state, phase, vec![Effect::Reboot]))
+        }
+        (Phase::ToRescue { slot, release, .. }, Event::Withheld) if release.is_some() => {
+            Ok(rescue::withheld(state, slot))
+        }
+        (Phase::ToRescue { slot, .. }, Event::Confirmed) => Ok(rescue::reached(state, slot)),
         _ => Err(not_now),
     }
 }
 
-fn step_of(state: State, effects: Vec<Effect>) -> Step {
+pub(super) fn step_of(state: State, effects: Vec<Effect>) -> Step {
     Step { state, effects }
 }
 
-fn to(state: &State, phase: Phase, effects: Vec<Effect>) -> Step {
+pub(super) fn to(state: &State, phase: Phase, effects: Vec<Effect>) -> Step {
     let mut next = state.clone();
     next.phase = phase;
     step_of(next, effects)
@@ -254,6 +288,9 @@ fn to(state: &State, phase: Phase, effects: Vec<Effect>) -> Step {
 fn planned(state: &State, slot: SlotId, release: ReleaseRef) -> Result<Step, Refusal> {
     if slot == state.active {
         return Err(Refusal::ActiveSlot { slot });
+    }
+    if state.is_rescue(&slot) {
+        return Err(Refusal::RescueSlot { slot });
     }
     // Judged before, when the release was chosen; but what is written here may become bootable.
     state.floors.permit_install(&release.channel, release.sequence)?;
@@ -292,6 +329,9 @@ fn confirmed(state: &State, slot: SlotId, release: ReleaseRef, at: UtcSeconds) -
     next.floors.confirm(&release);
     next.forgive(&release.manifest_sha256);
     next.forget_rejected_below_floors();
+    if let Some(rescue) = &mut next.rescue {
+        rescue.trips = rescue.trips.filter(|(digest, _)| *digest != release.manifest_sha256);
+    }
     next.confirmed.insert(slot.clone(), release.clone());
     next.bad.remove(&slot);
     // Fall-backs that this release declares dangerous; the boot loader knows already.
@@ -309,13 +349,19 @@ fn roll_back(state: &State) -> Result<Step, Refusal> {
         .confirmed
         .iter()
         .find(|(slot, held)| **slot != state.active && state.floors.permit_boot(&held.channel, held.sequence).is_ok());
-    let (slot, _) = other.ok_or(Refusal::NothingToRollBackTo)?;
+    let rescue = state
+        .rescue
+        .as_ref()
+        .map(|rescue| &rescue.slot)
+        .filter(|slot| **slot != state.active);
+    let slot = other.map(|(slot, _)| slot).or(rescue);
+    let slot = slot.ok_or(Refusal::NothingToRollBackTo)?;
     let effects = vec![Effect::Confirm(slot.clone()), Effect::Reboot];
     Ok(to(state, Phase::RollingBack { to: slot.clone() }, effects))
 }
 
 /// Ends the update in progress.
-fn end(
+pub(super) fn end(
     next: &mut State,
     result: UpdateResult,
     release: ReleaseRef,
@@ -418,6 +464,11 @@ fn power_on(state: &State, view: &BootView, at: UtcSeconds) -> Result<Step, Refu
         Phase::RollingBack { to: target } if in_active => {
             Ok(step_of(state.clone(), vec![Effect::Confirm(target), Effect::Reboot]))
         }
+        Phase::ToRescue {
+            slot,
+            release,
+            attempts,
+        } => rescue::power_on(state, (slot, release, attempts), view, running, at),
         Phase::Staging { slot, .. }
         | Phase::Staged { slot, .. }
         | Phase::Pending { slot, .. }
@@ -428,7 +479,7 @@ fn power_on(state: &State, view: &BootView, at: UtcSeconds) -> Result<Step, Refu
     }
 }
 
-fn idle_power_on(state: &State, running: SlotId, at: UtcSeconds) -> Result<Step, Refusal> {
+pub(super) fn idle_power_on(state: &State, running: SlotId, at: UtcSeconds) -> Result<Step, Refusal> {
     // The power may have gone before the boot loader was told.
     let mut effects: Vec<Effect> = state.bad.keys().cloned().map(Effect::Disable).collect();
     if running == state.active {
@@ -437,6 +488,9 @@ fn idle_power_on(state: &State, running: SlotId, at: UtcSeconds) -> Result<Step,
     if state.bad.contains_key(&running) {
         effects.push(Effect::Reboot);
         return Ok(step_of(state.clone(), effects));
+    }
+    if state.is_rescue(&running) {
+        return Ok(rescue::chosen(state, running, effects, at));
     }
     let Some(release) = state.confirmed.get(&running) else {
         return Err(Refusal::UnexpectedSlot {

@@ -9,6 +9,8 @@ use crate::machine::record;
 use crate::machine::release::ComponentRef;
 use crate::machine::slot::SlotStatus;
 
+mod rescue;
+
 const AT: UtcSeconds = UtcSeconds(1_800_000_000);
 
 fn slot(name: &str) -> SlotId {
@@ -310,7 +312,27 @@ fn all_events() -> Vec<Event> {
         Event::Confirmed,
         Event::ConfirmAsked,
         Event::RollbackAsked,
+        Event::RescueNeeded { release: release(2, 0) },
     ]
+}
+
+/// The phase that follows, as grids show it.
+fn letter(state: &State, event: Event) -> char {
+    match step(state, event, AT) {
+        Err(_) => '-',
+        Ok(step) => match step.state.phase {
+            Phase::Idle => 'i',
+            Phase::Clearing { .. } => 'l',
+            Phase::Staging { .. } => 's',
+            Phase::Staged { .. } => 'S',
+            Phase::Pending { .. } => 'p',
+            Phase::Trial { .. } => 't',
+            Phase::Confirming { .. } => 'c',
+            Phase::FallingBack { .. } => 'f',
+            Phase::RollingBack { .. } => 'r',
+            Phase::ToRescue { .. } => 'R',
+        },
+    }
 }
 
 #[test]
@@ -318,38 +340,22 @@ fn every_cell_is_the_transition_or_refusal_listed_here() {
     // One row a phase, one column an event of `all_events`: i idle, l clearing, s staging, S staged, p pending, t trial,
     // c confirming, f falling back, r rolling back, - refused.
     let grid = [
-        ("idle", "ii--i" /* power-on */, "ll----------"),
-        ("clearing", "ii--i", "lls--------i"),
-        ("staging", "ss--s", "ss-Si------i"),
-        ("staged", "SSttS", "ll---pS----i"),
-        ("pending", "pitti", "------S----i"),
-        ("trial", "iitti", "-------cf-cf"),
-        ("confirming", "iicci", "---------i--"),
-        ("falling-back", "iiffi", "------------"),
-        ("rolling-back", "iirrr", "---------r--"),
+        ("idle", "ii--i" /* power-on */, "ll-----------"),
+        ("clearing", "ii--i", "lls--------i-"),
+        ("staging", "ss--s", "ss-Si------i-"),
+        ("staged", "SSttS", "ll---pS----i-"),
+        ("pending", "pitti", "------S----i-"),
+        ("trial", "iitti", "-------cf-cf-"),
+        ("confirming", "iicci", "---------i---"),
+        ("falling-back", "iiffi", "-------------"),
+        ("rolling-back", "iirrr", "---------r---"),
     ];
     let states = phases();
     assert_eq!(states.len(), grid.len());
     for (state, (name, power_on, others)) in states.iter().zip(grid) {
         assert_eq!(state.phase.word(), name);
         let expected = format!("{power_on}{others}");
-        let actual: String = all_events()
-            .into_iter()
-            .map(|event| match step(state, event, AT) {
-                Err(_) => '-',
-                Ok(step) => match step.state.phase {
-                    Phase::Idle => 'i',
-                    Phase::Clearing { .. } => 'l',
-                    Phase::Staging { .. } => 's',
-                    Phase::Staged { .. } => 'S',
-                    Phase::Pending { .. } => 'p',
-                    Phase::Trial { .. } => 't',
-                    Phase::Confirming { .. } => 'c',
-                    Phase::FallingBack { .. } => 'f',
-                    Phase::RollingBack { .. } => 'r',
-                },
-            })
-            .collect();
+        let actual: String = all_events().into_iter().map(|event| letter(state, event)).collect();
         assert_eq!(actual, expected, "{name}");
     }
 }
@@ -419,6 +425,7 @@ impl Device {
                         self.boot.booted.as_ref(),
                         "the running slot is never written"
                     );
+                    assert!(!self.state.is_rescue(&slot), "the rescue system is never written");
                     assert!(
                         !self.boot.bootable.contains(&slot),
                         "disabled before its first byte changes"
