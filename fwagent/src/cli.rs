@@ -54,6 +54,10 @@ pub enum Command {
     ///
     /// Example: fwagent boot --supervise -- {slot}/bin/app
     Boot(Boot),
+    /// Inspect a running system and write a configuration for it, or say what is missing
+    ///
+    /// Example: fwagent adopt --server https://updates.example.com --output /etc/fwagent/fwagent.toml
+    Adopt(Adopt),
     /// TUF client with the interface of the public conformance suite
     Tuf(crate::tuf::TufArgs),
 }
@@ -115,6 +119,32 @@ pub struct Hold {
     /// Why, for whoever asks
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub reason: String,
+}
+
+/// Arguments of `adopt`.
+#[derive(Debug, clap::Args)]
+pub struct Adopt {
+    /// Where the configuration goes; it must not exist. Without one, it is printed
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Root of the system to inspect
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub sysroot: PathBuf,
+    /// The boot control, where several would do
+    #[arg(long, value_name = "NAME")]
+    pub control: Option<String>,
+    /// What the device is, as its releases name it
+    #[arg(long, value_name = "NAME")]
+    pub product: Option<String>,
+    /// What its hardware is, as releases name it
+    #[arg(long, value_name = "NAME")]
+    pub hardware: Option<String>,
+    /// Where updates are
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+    /// Directory of the agent's state, on a file system that no update replaces
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
 }
 
 /// Arguments of `boot`.

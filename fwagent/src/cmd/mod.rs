@@ -14,6 +14,7 @@ use crate::machine::plan::Wish;
 use crate::output::{self, Report};
 use crate::ports::PortError;
 
+mod adopt;
 mod boot;
 mod check;
 mod decide;
@@ -28,6 +29,9 @@ mod status;
 /// # Errors
 /// [`Failure`].
 pub fn run(cli: &Cli) -> Outcome<Report> {
+    if let Command::Adopt(args) = &cli.command {
+        return adopt::run(args);
+    }
     let config = Config::load(&cli.config)?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
@@ -47,6 +51,7 @@ pub fn run(cli: &Cli) -> Outcome<Report> {
         Command::Confirm => decide::confirm(device, cli.json),
         Command::Rollback => decide::rollback(device, cli.json),
         Command::Boot(args) => boot::run(&device, args),
+        Command::Adopt(args) => adopt::run(args),
         Command::Tuf(_) => Err(Failure::new(Code::Usage, "tuf works on no device")),
     }
 }

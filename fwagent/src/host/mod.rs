@@ -15,6 +15,7 @@ pub mod repository;
 pub mod restart;
 pub mod slots;
 pub mod state_file;
+pub mod survey;
 pub mod system;
 mod tls;
 pub mod tree;

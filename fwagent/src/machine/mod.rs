@@ -16,6 +16,10 @@
 //! ```
 
 pub mod autoboot;
+//! what a system shows          -> adopt                      a configuration for it, or what is missing
+//! ```
+
+pub mod adopt;
 pub mod boot;
 pub mod boot_count;
 pub mod cmdline;

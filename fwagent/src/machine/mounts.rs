@@ -129,6 +129,11 @@ fn mount(line: &[u8]) -> Option<Mount> {
 }
 
 impl Mount {
+    /// Whether its file system can be written.
+    pub fn writable(&self) -> bool {
+        self.options.split(|byte| *byte == b',').next() == Some(b"rw")
+    }
+
     /// The directories that an overlay shows; none of any other file system.
     pub fn layers(&self) -> Vec<PathBuf> {
         let mut layers = Vec::new();
@@ -226,6 +231,7 @@ mod tests {
             (Some("/a b"), Some("/mnt 2\\"))
         );
         assert_eq!(odd.source.to_str(), Some("/dev/sda3"));
+        assert!(odd.writable());
         assert!(mounts.iter().all(|mount| mount.layers().is_empty()));
         for bad in [
             "22 27 0:21 / /proc rw,relatime proc proc rw",

@@ -220,6 +220,12 @@ impl Environment {
             .map(|(_, value)| value)
     }
 
+    /// Names of all variables that are text.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let names = self.entries.iter().filter_map(|entry| split(entry));
+        names.filter_map(|(name, _)| std::str::from_utf8(name).ok())
+    }
+
     /// Sets a variable, in its place or after all others.
     ///
     /// # Errors

@@ -35,6 +35,12 @@ pub struct Gpt {
     slots: Arc<BTreeMap<SlotId, Partition>>,
 }
 
+/// The table of an open disk or image; `None` when there is none that can be used.
+pub fn table(disk: File) -> Option<Table> {
+    let (table, _) = Disk::new(disk).ok()?.table().ok()?;
+    Some(table)
+}
+
 /// An open disk.
 #[derive(Debug)]
 struct Disk {
@@ -55,19 +61,6 @@ impl Gpt {
     fn open(&self, options: &OpenOptions) -> Result<Disk, PortError> {
         let file = options.open(&self.disk);
         file.and_then(Disk::new).map_err(|error| self.failed("opening", error))
-    }
-
-    fn find(&self, disk: &Disk) -> Result<(Table, bool), PortError> {
-        let primary = disk
-            .side(Side::Primary, 1)
-            .map_err(|error| self.failed("reading", error))?;
-        // Where the primary header says; without one, at the end.
-        let end = disk.sectors.saturating_sub(1);
-        let at = primary.as_ref().map_or(end, |(header, _)| header.alternate_lba());
-        let backup = disk
-            .side(Side::Backup, at)
-            .map_err(|error| self.failed("reading", error))?;
-        Table::choose(primary, backup).map_err(|error| self.failed("reading", error))
     }
 
     /// Writes what differs, the primary copy first.
@@ -118,6 +111,15 @@ impl Disk {
         }
         let sectors = file.seek(SeekFrom::End(0))? / sector as u64;
         Ok(Self { file, sector, sectors })
+    }
+
+    fn table(&self) -> Result<(Table, bool), Box<dyn std::error::Error + Send + Sync>> {
+        let primary = self.side(Side::Primary, 1)?;
+        // Where the primary header says; without one, at the end.
+        let end = self.sectors.saturating_sub(1);
+        let at = primary.as_ref().map_or(end, |(header, _)| header.alternate_lba());
+        let backup = self.side(Side::Backup, at)?;
+        Ok(Table::choose(primary, backup)?)
     }
 
     fn read(&self, lba: u64, bytes: usize) -> io::Result<Vec<u8>> {
@@ -184,7 +186,7 @@ impl Medium for Gpt {
 
     fn read(&self, _running: Option<&SlotId>) -> Result<(Prioritised, bool), PortError> {
         let disk = self.open(OpenOptions::new().read(true))?;
-        let (table, damaged) = self.find(&disk)?;
+        let (table, damaged) = disk.table().map_err(|error| self.failed("reading", error))?;
         Ok((self.slots(table)?, damaged))
     }
 
