@@ -13,13 +13,11 @@
 //! variables of UEFI            -> efi_boot                   BootOrder, BootNext
 //! partition table              -> gpt, gpt_priority          both copies of it, and the attributes that loaders read
 //! autoboot.txt                 -> autoboot                   the Raspberry Pi's tryboot
-//! ```
-
-pub mod autoboot;
 //! what a system shows          -> adopt                      a configuration for it, or what is missing
 //! ```
 
 pub mod adopt;
+pub mod autoboot;
 pub mod boot;
 pub mod boot_count;
 pub mod cmdline;
