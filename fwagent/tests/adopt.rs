@@ -15,6 +15,8 @@ use fwmeta::json::Doc;
 #[path = "../../tests/src/tools.rs"]
 mod tools;
 
+const AUTOBOOT: &str = "[all]\ntryboot_a_b=1\nboot_partition=2\n[tryboot]\nboot_partition=5\n";
+
 /// A system that runs from `rootA` on `mmcblk0p2`, with data on `mmcblk0p4`; its boot loader is added by each test.
 struct System(tempfile::TempDir);
 
@@ -332,6 +334,55 @@ fn load_options_of_uefi() {
             .iter()
             .any(|one| one.starts_with("which partition is which slot")),
         "{missing:?}"
+    );
+}
+
+#[test]
+fn a_raspberry_pi() {
+    let system = System::new();
+    system.file("boot/firmware/autoboot.txt", AUTOBOOT);
+    assert!(system.missing(&[])[0].contains("the device tree does not say which partition was booted"));
+    system.file("proc/device-tree/chosen/bootloader/partition", [0, 0, 0, 2]);
+    let (config, written) = system.adopted(&[]);
+    assert_eq!(config.boot.word(), "tryboot");
+    assert!(
+        written.contains("boot_partitions = { \"A\" = 2, \"B\" = 5 }"),
+        "{written}"
+    );
+    system.file("proc/device-tree/chosen/bootloader/partition", [0, 0, 0, 5]);
+    let (_, written) = system.adopted(&[]);
+    assert!(
+        written.contains("boot_partitions = { \"A\" = 5, \"B\" = 2 }"),
+        "{written}"
+    );
+    // What goes with the slots is left to the user.
+    system.link("dev/disk/by-partlabel/bootA", "../../mmcblk0p8");
+    system.link("dev/disk/by-partlabel/bootB", "../../mmcblk0p9");
+    let (_, text) = system.run(&["--json", "--server", "https://u.example"]);
+    assert!(text.contains("partitions bootA and bootB, too"), "{text}");
+    for (from, to, expected) in [
+        ("boot_partition=5", "boot_partition=2", "partition 5 was booted"),
+        ("tryboot_a_b=1", "tryboot_a_b=0", "tryboot_a_b is not 1"),
+        ("[tryboot]", "[cm4]", "/boot/firmware/autoboot.txt: "),
+    ] {
+        system.file("boot/firmware/autoboot.txt", AUTOBOOT.replace(from, to));
+        let missing = system.missing(&[]);
+        assert!(
+            missing.len() == 1 && missing[0].contains(expected),
+            "{expected}: {missing:?}"
+        );
+    }
+}
+
+#[test]
+fn boot_entries_are_not_yet_told_apart() {
+    let system = System::new();
+    system.file("boot/efi/loader/entries/firmware-a+3.conf", "");
+    system.file("boot/efi/EFI/Linux/firmware-b+0-3.efi", "");
+    let missing = system.missing(&[]);
+    assert_eq!(
+        missing,
+        ["which boot entry belongs to which slot: boot entries firmware-a+3.conf, firmware-b+0-3.efi"]
     );
 }
 

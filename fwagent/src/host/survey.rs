@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use crate::host::loader::efivarfs::EfiVars;
 use crate::host::loader::gpt;
 use crate::machine::adopt::{EfiFact, Facts, GrubFact, MountFact, PartitionFact};
+use crate::machine::autoboot::Autoboot;
 use crate::machine::cmdline::{self, RootName, RootTag};
 use crate::machine::efi_boot::{BootNumber, LoadOption, number};
 use crate::machine::grub_env::{BLOCK_BYTES, Block};
@@ -42,6 +43,9 @@ const GRUB_BLOCKS: [&str; 4] = [
 ];
 const ESPS: [&str; 3] = ["boot/efi", "efi", "boot"];
 const AUTOBOOTS: [&str; 3] = ["boot/firmware/autoboot.txt", "boot/autoboot.txt", "autoboot.txt"];
+
+/// Number of the partition that a Raspberry Pi has booted, big-endian.
+const BOOTED_PARTITION: &str = "proc/device-tree/chosen/bootloader/partition";
 
 /// A system below a directory.
 struct Sysroot(File);
@@ -86,9 +90,16 @@ pub fn survey(root: &Path) -> io::Result<Facts> {
         disks: disks(&system),
         efi: efi(root),
         entries: entries(&system),
-        autoboot: AUTOBOOTS
-            .into_iter()
-            .find_map(|path| Some((format!("/{path}"), system.text(path)?))),
+        autoboot: AUTOBOOTS.into_iter().find_map(|path| {
+            let read = Autoboot::parse(&system.read(path)?).map_err(|error| error.to_string());
+            Some((format!("/{path}"), read))
+        }),
+        booted_partition: system
+            .read(BOOTED_PARTITION)
+            .and_then(|number| match number.as_slice() {
+                [0, 0, 0, number] => Some(*number),
+                _ => None,
+            }),
         cmdline,
     })
 }

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 
 use fwmeta::json::Value;
 
+use crate::machine::autoboot::Autoboot;
 use crate::machine::cmdline;
 use crate::machine::gpt::Table;
 use crate::machine::grub_env::Block;
@@ -93,8 +94,10 @@ pub struct Facts {
     pub efi: Option<EfiFact>,
     /// Boot entries of systemd-boot, as file names.
     pub entries: Vec<String>,
-    /// `autoboot.txt`, where it was found.
-    pub autoboot: Option<(String, String)>,
+    /// `autoboot.txt` of the Raspberry Pi, where it was found, and what it says or why it cannot be read.
+    pub autoboot: Option<(String, Result<Autoboot, String>)>,
+    /// Number of the partition that the loader of a Raspberry Pi has booted.
+    pub booted_partition: Option<u8>,
 }
 
 /// What the user says.
@@ -196,6 +199,7 @@ pub fn adopt(facts: &Facts, wish: &Wish) -> Adoption {
             ));
         }
     }
+    found.extend(other_pairs(facts, slots.as_ref()));
     let lines = match (&loader, &slots) {
         (Some(loader), Some(slots)) => {
             let lines = (loader.lines)(facts, slots);
@@ -399,10 +403,6 @@ fn pair(facts: &Facts) -> Result<[PartitionFact; 2], Missing> {
             act,
         ));
     };
-    let stem = |label: &str| {
-        let mut stem = label.to_owned();
-        stem.pop().filter(char::is_ascii_alphanumeric).map(|_| stem)
-    };
     let same = stem(&running.label);
     let partners: Vec<&PartitionFact> = facts
         .partitions
@@ -428,6 +428,30 @@ fn pair(facts: &Facts) -> Result<[PartitionFact; 2], Missing> {
             Err(Missing::new("the partition of the other slot", found, act))
         }
     }
+}
+
+/// Two partitions of which an update may be meant to replace one, too, such as those of kernels.
+fn other_pairs(facts: &Facts, slots: Option<&Slots>) -> Vec<String> {
+    let mut by_stem: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    let of_slots: Vec<&PartitionFact> = slots.iter().flat_map(|slots| &slots.pair).map(|(_, one)| one).collect();
+    for partition in facts.partitions.iter().filter(|one| !of_slots.contains(one)) {
+        if let Some(stem) = stem(&partition.label) {
+            by_stem.entry(stem).or_default().push(&partition.label);
+        }
+    }
+    let pairs = by_stem.into_values().filter(|labels| labels.len() == 2);
+    pairs
+        .map(|labels| {
+            let labels = labels.join(" and ");
+            format!("partitions {labels}, too: give them [[slot]]s with a class of their own if updates replace them")
+        })
+        .collect()
+}
+
+/// A label without its last letter, if that is one.
+fn stem(label: &str) -> Option<String> {
+    let mut stem = label.to_owned();
+    stem.pop().filter(char::is_ascii_alphanumeric).map(|_| stem)
 }
 
 /// A directory for the agent's state.

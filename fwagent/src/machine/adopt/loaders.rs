@@ -330,13 +330,50 @@ fn systemd_boot(facts: &Facts) -> Evidence {
 }
 
 fn tryboot(facts: &Facts) -> Evidence {
-    let Some((path, _)) = &facts.autoboot else {
+    let Some((path, autoboot)) = &facts.autoboot else {
         return Evidence::None;
     };
-    let act = "write the section boot by hand, with the number of each slot's boot partition";
-    Evidence::Lacks(Missing::new(
-        "which boot partition belongs to which slot",
-        format!("there is {path}"),
-        act,
-    ))
+    let what = "two boot partitions in autoboot.txt, one of which runs";
+    let act = "write it with tryboot_a_b=1 and a boot_partition under [all] and under [tryboot], and restart";
+    let lacks = |found: String| Evidence::Lacks(Missing::new(what, found, act));
+    let autoboot = match autoboot {
+        Ok(autoboot) => autoboot,
+        Err(problem) => return lacks(format!("{path}: {problem}")),
+    };
+    let (all, trial) = (autoboot.partition, autoboot.trial);
+    let (first, second) = match facts.booted_partition {
+        Some(booted) if booted == all && all != trial => (all, trial),
+        Some(booted) if booted == trial && all != trial => (trial, all),
+        Some(booted) => {
+            return lacks(format!(
+                "{path} has {all} and {trial}, and partition {booted} was booted"
+            ));
+        }
+        None => {
+            return lacks(format!(
+                "there is {path}, and the device tree does not say which partition was booted"
+            ));
+        }
+    };
+    if !autoboot.a_b {
+        return lacks(format!("tryboot_a_b is not 1 in {path}"));
+    }
+    let file = format!("autoboot = {}", quoted(path));
+    Evidence::Sure(Found {
+        control: "tryboot",
+        because: format!("{path} has boot partitions {all} and {trial}"),
+        names: None,
+        lines: Box::new(move |_, slots| {
+            let numbers = [first, second];
+            let pairs = slots.pair.iter().zip(numbers);
+            let mut pairs: Vec<String> = pairs
+                .map(|((name, _), number)| format!("{} = {number}", quoted(name)))
+                .collect();
+            pairs.sort();
+            Ok(vec![
+                file.clone(),
+                format!("boot_partitions = {{ {} }}", pairs.join(", ")),
+            ])
+        }),
+    })
 }
