@@ -58,6 +58,11 @@ pub enum Command {
     ///
     /// Example: fwagent adopt --server https://updates.example.com --output /etc/fwagent/fwagent.toml
     Adopt(Adopt),
+    /// Cut the power at every storage operation of a simulated device, and check what must hold
+    ///
+    /// Needs no configuration. Exit code 1 when an invariant is violated, or a deliberate mistake is not found.
+    #[cfg(feature = "simulate")]
+    Simulate(Simulate),
     /// TUF client with the interface of the public conformance suite
     Tuf(crate::tuf::TufArgs),
 }
@@ -145,6 +150,39 @@ pub struct Adopt {
     /// Directory of the agent's state, on a file system that no update replaces
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
+}
+
+/// Arguments of `simulate`.
+#[cfg(feature = "simulate")]
+#[derive(Debug, clap::Args)]
+pub struct Simulate {
+    /// List scenarios and deliberate mistakes, and do nothing
+    #[arg(long)]
+    pub list: bool,
+    /// Only this scenario, with the code as it is or with the mistake of --broken
+    #[arg(long, value_name = "NAME")]
+    pub scenario: Option<String>,
+    /// Only code with this deliberate mistake, which must be found
+    #[arg(long, value_name = "NAME")]
+    pub broken: Option<String>,
+    /// Number from which everything is drawn that is not exhaustive
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Second cuts in each scenario, drawn by the seed; `all` for every one
+    #[arg(long, value_name = "N|all", default_value = "2000")]
+    pub double: String,
+    /// Run one case again and tell the story: the cut is at this operation
+    #[arg(long, value_name = "K", requires = "variant", requires = "scenario")]
+    pub cut: Option<usize>,
+    /// In this way: before, after, lost, after-lost, torn:BYTES, some:BITS
+    #[arg(long, value_name = "V", requires = "cut")]
+    pub variant: Option<String>,
+    /// A second cut, at this operation of the recovery
+    #[arg(long, value_name = "K", requires = "recovery_variant", requires = "cut")]
+    pub recovery_cut: Option<usize>,
+    /// In this way
+    #[arg(long, value_name = "V", requires = "recovery_cut")]
+    pub recovery_variant: Option<String>,
 }
 
 /// Arguments of `boot`.

@@ -17,4 +17,6 @@ pub mod host;
 pub mod machine;
 pub mod output;
 pub mod ports;
+#[cfg(feature = "simulate")]
+pub mod sim;
 pub mod tuf;

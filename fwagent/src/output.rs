@@ -129,7 +129,8 @@ fn value(notice: &Notice) -> Value {
     }
 }
 
-fn words(notice: &Notice) -> String {
+/// What the driver does, for people.
+pub(crate) fn words(notice: &Notice) -> String {
     let bytes = |verb: &str, component: &str, done: u64, total: u64| {
         let percent = (done.saturating_mul(100)).checked_div(total).unwrap_or(100);
         format!("{verb} {component}: {percent:3} % of {}", size(total))

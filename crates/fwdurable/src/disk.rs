@@ -130,6 +130,14 @@ pub trait DiskFile: Read + Write + Seek + fmt::Debug + Send {
     /// Any error of the file system; what was written since the last success may then be lost.
     fn sync(&mut self) -> io::Result<()>;
 
+    /// Like [`sync`](Self::sync), without what reading the contents does not need.
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync).
+    fn sync_data(&mut self) -> io::Result<()> {
+        self.sync()
+    }
+
     /// What is open.
     ///
     /// # Errors

@@ -92,6 +92,10 @@ impl DiskFile for File {
         self.sync_all()
     }
 
+    fn sync_data(&mut self) -> io::Result<()> {
+        File::sync_data(self)
+    }
+
     fn found(&self) -> io::Result<Found> {
         Ok(found(&self.metadata()?))
     }

@@ -22,6 +22,8 @@ mod hold;
 mod install;
 mod provision;
 mod run;
+#[cfg(feature = "simulate")]
+mod simulate;
 mod status;
 
 /// Runs a command that works on a device; `fwagent tuf` is not one.
@@ -31,6 +33,10 @@ mod status;
 pub fn run(cli: &Cli) -> Outcome<Report> {
     if let Command::Adopt(args) = &cli.command {
         return adopt::run(args);
+    }
+    #[cfg(feature = "simulate")]
+    if let Command::Simulate(args) = &cli.command {
+        return simulate::run(args, cli.json);
     }
     let config = Config::load(&cli.config)?;
     let stop = Arc::new(AtomicBool::new(false));
@@ -52,6 +58,8 @@ pub fn run(cli: &Cli) -> Outcome<Report> {
         Command::Rollback => decide::rollback(device, cli.json),
         Command::Boot(args) => boot::run(&device, args),
         Command::Adopt(args) => adopt::run(args),
+        #[cfg(feature = "simulate")]
+        Command::Simulate(args) => simulate::run(args, cli.json),
         Command::Tuf(_) => Err(Failure::new(Code::Usage, "tuf works on no device")),
     }
 }

@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use fwdurable::Disk;
 use fwmeta::manifest::{Component, ImageKind};
 use fwmeta::target::MismatchError;
 use rustix::fs::statvfs;
@@ -260,7 +261,7 @@ impl HostSlots {
         let config = self.check_fit(slot, component)?;
         let reader = ImageReader::new(image, &component.image, progress);
         match config.kind {
-            SlotKind::File => file::write(&config.path, reader),
+            SlotKind::File => file::write(&Disk::system(), &config.path, reader),
             SlotKind::Block => block::claim(&config.path, component.image.size, &self.system)?.write(reader),
             SlotKind::Dir => dir::write(&config.path, reader),
         }
@@ -269,7 +270,7 @@ impl HostSlots {
     fn holds_image(&self, slot: &SlotId, component: &Component) -> Result<bool, SlotError> {
         let config = self.find(slot, component)?;
         let held = match (config.kind, component.kind) {
-            (SlotKind::File, ImageKind::Raw) => file::holds(&config.path, &component.image),
+            (SlotKind::File, ImageKind::Raw) => file::holds(&Disk::system(), &config.path, &component.image),
             (SlotKind::Block, ImageKind::Raw) => block::holds(&config.path, &component.image),
             (SlotKind::Dir, ImageKind::Tar) => dir::holds(&config.path, &component.image),
             _ => Ok(false),
@@ -303,6 +304,39 @@ impl SlotStore for HostSlots {
     ) -> Result<(), PortError> {
         self.write_image(slot, component, image, progress)
             .map_err(|error| error.of_port("writing", slot, component))
+    }
+}
+
+/// A slot of kind `file` on a disk of the caller's choice: what is written and read back, without the checks of whether it
+/// may be.
+#[cfg(feature = "simulate")]
+#[derive(Debug)]
+pub(crate) struct FileSlot {
+    disk: Disk,
+    path: PathBuf,
+}
+
+#[cfg(feature = "simulate")]
+impl FileSlot {
+    pub(crate) fn new(disk: &Disk, path: &Path) -> Self {
+        Self {
+            disk: disk.clone(),
+            path: path.to_owned(),
+        }
+    }
+
+    pub(crate) fn holds(&self, component: &Component) -> Result<bool, SlotError> {
+        file::holds(&self.disk, &self.path, &component.image)
+    }
+
+    pub(crate) fn write(
+        &self,
+        component: &Component,
+        image: &mut dyn Read,
+        progress: Progress<'_>,
+    ) -> Result<(), SlotError> {
+        let reader = ImageReader::new(image, &component.image, progress);
+        file::write(&self.disk, &self.path, reader)
     }
 }
 

@@ -102,6 +102,22 @@ impl Floors {
         self.permit(channel, sequence, "security", |floor| floor.security)
     }
 
+    /// Whether no floor is below what it was in `earlier`. Floors of metadata end with the keys that they are bound to.
+    pub fn never_below(&self, earlier: &Self) -> bool {
+        let components = earlier.components.iter().all(|(key, then)| {
+            let now = self.components.get(key).copied().unwrap_or_default();
+            now.sequence >= then.sequence && now.security >= then.security
+        });
+        let versions = [
+            (&self.timestamp, &earlier.timestamp),
+            (&self.snapshot, &earlier.snapshot),
+        ];
+        let versions = versions
+            .iter()
+            .all(|(now, then)| now.version >= then.version || now.keys != then.keys);
+        components && versions && self.root >= earlier.root && self.time >= earlier.time
+    }
+
     fn permit(
         &self,
         channel: &str,

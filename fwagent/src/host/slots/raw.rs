@@ -1,9 +1,9 @@
 //! What files and block devices have in common: an image is streamed to the start of it and hashed when it is read back.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 
+use fwdurable::disk::DiskFile;
 use fwmeta::manifest::Image;
 use fwmeta::target::{Hasher, MismatchError};
 
@@ -20,7 +20,7 @@ const SYNC_STEP: usize = 8 * 1024 * 1024;
 const ALIGNMENT: usize = 4096;
 
 /// Writes the image from the current position on; it is on the medium then, and the one that was announced.
-pub(super) fn stream(mut image: ImageReader<'_>, file: &mut File, path: &Path) -> Result<(), SlotError> {
+pub(super) fn stream(mut image: ImageReader<'_>, file: &mut dyn DiskFile, path: &Path) -> Result<(), SlotError> {
     let mut chunk = vec![0; CHUNK];
     let mut waiting = 0;
     loop {
@@ -33,17 +33,24 @@ pub(super) fn stream(mut image: ImageReader<'_>, file: &mut File, path: &Path) -
         waiting += length;
         if waiting >= SYNC_STEP {
             file.sync_data().map_err(failed("writing", path))?;
-            drop_cache(file);
+            forget(file);
             waiting = 0;
         }
     }
     image.finish()?;
-    file.sync_all().map_err(failed("writing", path))
+    file.sync().map_err(failed("writing", path))
+}
+
+/// So that reading asks the medium and not the memory.
+pub(super) fn forget(file: &dyn DiskFile) {
+    if let Some(file) = file.system() {
+        drop_cache(file);
+    }
 }
 
 /// Compares the first bytes of a file or device, from the current position on, with an image. At most `longest` bytes are
 /// read.
-pub(super) fn matches(file: &mut File, image: &Image, longest: u64) -> io::Result<Result<(), MismatchError>> {
+pub(super) fn matches(file: &mut dyn DiskFile, image: &Image, longest: u64) -> io::Result<Result<(), MismatchError>> {
     let mut buffer = vec![0; CHUNK + ALIGNMENT];
     let from = buffer.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
     let chunk = &mut buffer[from..from + CHUNK];
