@@ -1,6 +1,10 @@
 #![allow(clippy::unwrap_used)]
 
+use super::partition::ID;
 use super::*;
+
+/// Offset of a label in an entry.
+const NAME: usize = 56;
 
 /// Bytes of a sector of these disks.
 pub const SECTOR: usize = 512;
