@@ -56,7 +56,7 @@ pub enum Command {
     Boot(Boot),
     /// Inspect a running system and write a configuration for it, or say what is missing
     ///
-    /// Example: fwagent adopt --server https://updates.example.com --output /etc/fwagent/fwagent.toml
+    /// Example: fwagent adopt --product router --output /etc/fwagent/fwagent.toml
     Adopt(Adopt),
     /// Cut the power at every storage operation of a simulated device, and check what must hold
     ///

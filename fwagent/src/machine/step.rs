@@ -475,7 +475,7 @@ fn power_on(state: &State, view: &BootView, at: UtcSeconds) -> Result<Step, Refu
         | Phase::Trial { slot, .. }
         | Phase::Confirming { slot, .. }
         | Phase::FallingBack { slot, .. }
-        | Phase::RollingBack { to: slot } => Err(unexpected(&slot)),
+        | Phase::RollingBack { to: slot } => Err(unexpected(if running == slot { &state.active } else { &slot })),
     }
 }
 

@@ -171,7 +171,7 @@ fn a_slot_that_was_to_be_written_and_boots_before_it_was_cleared_is_what_it_was(
     let staging = after(&clearing, [Event::Cleared]).state;
     assert!(matches!(
         step(&staging, booted("a", None), AT),
-        Err(Refusal::UnexpectedSlot { .. })
+        Err(Refusal::UnexpectedSlot { running, expected }) if running == slot("a") && expected == staging.active
     ));
 }
 
