@@ -28,7 +28,7 @@ struct Arguments {
     /// Plant a bug, which must be found
     #[arg(long)]
     planted: Option<Planted>,
-    /// Go straight to the cuts, without one update of each kind before; so does --planted
+    /// Go straight to the cuts, without the updates that fail before; so does --planted
     #[arg(long)]
     no_calm: bool,
     /// Print the result as JSON
