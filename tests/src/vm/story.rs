@@ -77,6 +77,8 @@ pub struct Story {
     /// The slot that the loader chose, and the version that came up in it.
     chosen: String,
     up: Option<String>,
+    /// The slot that the agent has armed, until the loader runs or the power fails.
+    armed: Option<String>,
     /// What the agent said it entered last.
     phase: String,
     cut: Option<Cut>,
@@ -131,6 +133,7 @@ impl Story {
             last: Value::Null,
             chosen: String::new(),
             up: None,
+            armed: None,
             phase: String::new(),
             cut: None,
             lines: 0,

@@ -47,6 +47,8 @@ impl Story {
         let Some(machine) = self.machine.take() else {
             return Ok(());
         };
+        // It may have armed a slot or not, and the loader may have spent the attempt.
+        self.armed = None;
         self.server.freeze();
         machine.kill()?;
         let damage = self.server.power_cut(&mut self.random);
@@ -100,6 +102,9 @@ impl Story {
             if let Some(phase) = said["phase"].as_str() {
                 self.phase = phase.to_owned();
             }
+            if let Some(slot) = said["effect"].as_str().and_then(|text| text.strip_prefix("arm slot ")) {
+                self.armed = Some(slot.to_owned());
+            }
             if said["status"]
                 .as_str()
                 .is_some_and(|text| text.starts_with("next poll"))
@@ -129,6 +134,11 @@ impl Story {
                     ));
                 }
                 self.chosen = rest.split(' ').next().unwrap_or_default().to_owned();
+                // What the agent did before it restarted must be there, although nothing was written back.
+                if let Some(armed) = self.armed.take().filter(|armed| *armed != self.chosen) {
+                    let text = format!("the agent armed slot {armed} and restarted, and the loader chose {rest}");
+                    return violated(text);
+                }
                 self.phase = "start".to_owned();
             }
             "settings" if rest != digest(SETTINGS.as_bytes()) => {
