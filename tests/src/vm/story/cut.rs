@@ -5,8 +5,8 @@ use crate::vm::nbd::FreezeAt;
 
 /// Cuts are drawn from so many requests of the disk, or lines of the console, after it is switched on: about what an
 /// update takes.
-const REQUESTS: u64 = 300;
-const FLUSHES: u64 = 120;
+const REQUESTS: u64 = 160;
+const FLUSHES: u64 = 90;
 const LINES: u64 = 50;
 
 /// When the power fails.
