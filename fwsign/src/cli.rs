@@ -53,6 +53,10 @@ pub enum Command {
     ///
     /// Example: fwsign publish repo --server https://updates.example.com --token-file token
     Publish(Publish),
+    /// Put one release into a file that travels on a stick: `fwagent install --bundle FILE`
+    ///
+    /// Example: fwsign bundle repo --product router -o router.fwbundle
+    Bundle(Bundle),
 }
 
 /// Arguments of `keygen`.
@@ -356,4 +360,26 @@ pub struct Publish {
     /// Say what would be brought and change nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// Arguments of `bundle`.
+#[derive(Debug, clap::Args)]
+pub struct Bundle {
+    /// Directory of the repository
+    pub repo: PathBuf,
+    /// Product
+    #[arg(long)]
+    pub product: String,
+    /// Version; the channel's newest when absent
+    #[arg(long, value_name = "VERSION")]
+    pub version: Option<String>,
+    /// Channel
+    #[arg(long, default_value = "stable")]
+    pub channel: String,
+    /// File to write; an older bundle there is replaced
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Also from a repository that trusts the published keys of keys-example
+    #[arg(long)]
+    pub allow_example_keys: bool,
 }

@@ -1,7 +1,11 @@
 //! The published keys of `keys-example/`: everybody has their private halves, so nothing they sign can be trusted.
 
+use std::path::Path;
+
 use fwmeta::key::KeyId;
 use fwmeta::role::{Root, Targets};
+
+use crate::failure::{Failure, refused};
 
 /// Key ids, one for each pair in `keys-example/`.
 const KEY_IDS: &[&str] = &[
@@ -32,11 +36,19 @@ pub fn trusted_by<'a>(root: &Root, targets: impl IntoIterator<Item = &'a Targets
     of_root.chain(of_products).find(contains)
 }
 
+/// Why nothing of this repository goes out.
+pub fn refusal(keyid: &KeyId, repository: &Path) -> Failure {
+    refused(anyhow::anyhow!(
+        "repository {} trusts example key {keyid}, with which anybody can sign; make your own keys with `fwsign keygen`, \
+         or pass --allow-example-keys for a demonstration",
+        repository.display()
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::collections::BTreeSet;
-    use std::path::Path;
 
     use fwmeta::key::Signer;
 

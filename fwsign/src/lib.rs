@@ -7,6 +7,7 @@
 
 mod api_error;
 pub mod bounded;
+pub mod bundle;
 pub mod cli;
 pub mod clock;
 pub mod cmd;

@@ -181,11 +181,7 @@ impl Publication {
     pub fn refuse_example_keys(&self) -> Outcome<()> {
         match &self.example_key {
             None => Ok(()),
-            Some(keyid) => Err(refused(anyhow::anyhow!(
-                "repository {} trusts example key {keyid}, with which anybody can sign; make your own keys with `fwsign \
-                 keygen`, or pass --allow-example-keys for a demonstration",
-                self.source.path().display()
-            ))),
+            Some(keyid) => Err(example_keys::refusal(keyid, self.source.path())),
         }
     }
 

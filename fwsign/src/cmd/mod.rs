@@ -6,6 +6,7 @@ use crate::cli::{Command, ProductCommand, ReleaseCommand};
 use crate::failure::{Outcome, usage};
 use crate::output::Report;
 
+mod bundle;
 mod init;
 mod keygen;
 mod product;
@@ -29,6 +30,7 @@ pub fn run(command: &Command) -> Outcome<Report> {
         Command::Verify(args) => verify::run(args),
         Command::Status(args) => status::run(args),
         Command::Publish(args) => publish::run(args),
+        Command::Bundle(args) => bundle::run(args),
     }
 }
 
