@@ -30,6 +30,7 @@ pub mod manifest;
 pub mod role;
 mod role_name;
 pub mod signed;
+pub mod statement;
 pub mod target;
 pub mod threshold;
 pub mod time;

@@ -63,3 +63,12 @@ pub const LIST_ENTRIES: usize = 256;
 
 /// Bytes of an image: 1 TiB, far beyond any device and far from overflow.
 pub const IMAGE_BYTES: u64 = 1 << 40;
+
+/// Longest statement of a device: all lists full and all texts escaped stay below; an ordinary one has 3 KiB.
+pub const STATEMENT_BYTES: u64 = 1024 * 1024;
+
+/// Bytes of a text in a statement: a reason, or the last lines of what failed.
+pub const STATEMENT_TEXT_BYTES: usize = 8 * 1024;
+
+/// Floors in a statement: those of every component in some channels.
+pub const STATEMENT_FLOORS: usize = 4 * LIST_ENTRIES;

@@ -11,6 +11,7 @@ use fwmeta::key::{PublicKey, SignError, Signer};
 use fwmeta::manifest::{FwCustom, Manifest};
 use fwmeta::role::{Metadata, RoleName, Root, Snapshot, Targets, Timestamp};
 use fwmeta::signed::{self, Envelope};
+use fwmeta::statement::{self, Link};
 use fwmeta::time::UtcSeconds;
 use fwmeta::trusted::{Origin, TrustError, TrustedSet};
 use fwmeta::{canonical, delegation};
@@ -112,6 +113,37 @@ fn in_set(set: &[char], next: char) -> bool {
         [one, rest @ ..] => *one == next || in_set(rest, next),
         [] => false,
     }
+}
+
+/// A statement that is accepted means the same when written, and only its own device's signature makes it one.
+pub fn statement(data: &[u8]) {
+    let key = statement_key();
+    let device = statement::device_of(data);
+    if let Ok(verified) = statement::verify(data, &key.1) {
+        assert_eq!(device, Ok(verified.statement.device.clone()));
+        let (bytes, _) = verified.statement.sign(&key).expect("the key signs");
+        let again = statement::verify(&bytes, &key.1).expect("what we write we read");
+        assert_eq!(again.statement, verified.statement);
+    }
+    // The same beyond the signature, which no mutation gets past.
+    let Ok(envelope) = Envelope::parse(data) else { return };
+    let Ok(value) = envelope.signed().to_value() else {
+        return;
+    };
+    let signed = signed::sign(&value, &[&key]).expect("the key signs");
+    if let Ok(verified) = statement::verify(&signed, &key.1) {
+        let (bytes, _) = verified.statement.sign(&key).expect("the key signs");
+        let again = statement::verify(&bytes, &key.1).expect("what we write we read");
+        assert_eq!(again.statement, verified.statement);
+        assert_eq!(again.follows(&again), Link::Repeated);
+    }
+}
+
+/// The key of the device in the seeds.
+fn statement_key() -> Key {
+    let key = SigningKey::from_bytes(&[3; 32]);
+    let public = PublicKey::ed25519(key.verifying_key().to_bytes());
+    Key(key, public)
 }
 
 /// A time that is accepted is the same when written.
