@@ -32,7 +32,7 @@ pub enum Command {
     Check(Check),
     /// Ask the server and install what it has, once
     ///
-    /// Example: fwagent install --version 1.2.0
+    /// Example: fwagent install --version 1.2.0; fwagent install --bundle /media/stick/router.fwbundle
     Install(Install),
     /// Poll, install, confirm and fall back until SIGTERM; SIGUSR1 polls at once
     Run,
@@ -50,6 +50,12 @@ pub enum Command {
     Resume,
     /// Say why there is or is not an update, from what the last check found
     Explain,
+    /// Say which statements about this device wait for a server, send them, or take them away
+    ///
+    /// Example: fwagent report --deliver; fwagent report --export /media/stick/report.jsonl
+    Report(ReportArgs),
+    /// Show the public key by which servers know this device
+    Identity,
     /// The boot loader's half of boot control `file`: choose a slot, spend an attempt, start a command in it
     ///
     /// Example: fwagent boot --supervise -- {slot}/bin/app
@@ -77,10 +83,13 @@ pub struct Provision {
     #[arg(long, value_name = "NAME")]
     pub slot: Option<String>,
     /// Install the newest release that suits into that slot, verified as every update is
-    #[arg(long, conflicts_with = "manifest")]
+    #[arg(long, group = "source", conflicts_with = "manifest")]
     pub from_server: bool,
-    /// With --from-server: only this version
-    #[arg(long, value_name = "VERSION", requires = "from_server")]
+    /// The same from an offline bundle
+    #[arg(long, value_name = "FILE", group = "source", conflicts_with = "manifest")]
+    pub bundle: Option<PathBuf>,
+    /// With --from-server or --bundle: only this version
+    #[arg(long, value_name = "VERSION", requires = "source")]
     pub version: Option<String>,
     /// Manifest of the software that is in that slot already; the slot is checked against it
     #[arg(long, value_name = "FILE")]
@@ -96,6 +105,9 @@ pub struct Check {
     /// Also a release that failed on this device before
     #[arg(long)]
     pub retry: bool,
+    /// Offline bundle to take in place of the server, under the same rules
+    #[arg(long, value_name = "FILE")]
+    pub bundle: Option<PathBuf>,
 }
 
 /// Arguments of `install`.
@@ -110,6 +122,9 @@ pub struct Install {
     /// Say what would be done, and write nothing into slots and records of updates
     #[arg(long)]
     pub dry_run: bool,
+    /// Where the signed result of a bundle goes; STATE/bundle-result.json when absent
+    #[arg(long, value_name = "FILE", requires = "bundle")]
+    pub result: Option<PathBuf>,
 }
 
 /// Arguments of `hold`.
@@ -183,6 +198,17 @@ pub struct Simulate {
     /// In this way
     #[arg(long, value_name = "V", requires = "recovery_cut")]
     pub recovery_variant: Option<String>,
+}
+
+/// Arguments of `report`.
+#[derive(Debug, clap::Args)]
+pub struct ReportArgs {
+    /// Send what waits now, also what the server refused before
+    #[arg(long, conflicts_with = "export")]
+    pub deliver: bool,
+    /// Write what waits into a file, one statement a line, for a server to take in later; it goes on waiting
+    #[arg(long, value_name = "FILE")]
+    pub export: Option<PathBuf>,
 }
 
 /// Arguments of `boot`.

@@ -61,6 +61,8 @@ pub struct Config {
     pub restart: Restart,
     /// When an update may go on.
     pub conditions: ConditionsConfig,
+    /// Where statements are sent.
+    pub report_url: Option<String>,
 }
 
 /// How a trial is confirmed after its checks passed.
@@ -125,6 +127,7 @@ struct File {
     restart: RestartSection,
     #[serde(default)]
     conditions: ConditionsSection,
+    report: Option<Report>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -149,6 +152,12 @@ struct Server {
     targets_url: Option<String>,
     ca_file: Option<PathBuf>,
     proxy: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Report {
+    url: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -323,6 +332,13 @@ impl File {
                 return problem(field, "is empty or contains /");
             }
         }
+        if let Some(report) = &self.report
+            && !["http://", "https://"]
+                .iter()
+                .any(|scheme| report.url.starts_with(scheme))
+        {
+            return problem("report.url", "is no http or https URL");
+        }
         self.boot.check()?;
         if self.poll.interval_s == 0 || self.poll.retry_s == 0 {
             return problem("poll", "has an interval or retry of 0 seconds");
@@ -453,6 +469,7 @@ impl File {
                     within: seconds(self.health.manual_timeout_s.unwrap_or(24 * 3600)),
                 },
             },
+            report_url: self.report.map(|report| report.url),
             restart: self.restart.build(flagged),
             conditions: self.conditions.build(base)?,
         })

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use fwbundle::Bundle;
 use fwdurable::Lock;
 
 use crate::config::{BootConfig, Config, Confirm, UbootScheme};
 use crate::drive::{Driver, Held, Observer, Ports, Setup};
 use crate::failure::{Code, Failure, Outcome};
 use crate::host::boot_file::BootFile;
+use crate::host::bundle::BundleRepository;
 use crate::host::clock::SystemClock;
 use crate::host::conditions::{ConditionsConfig, HostConditions};
 use crate::host::generation::GenerationStore;
@@ -24,9 +26,11 @@ use crate::host::loader::grub::Grub;
 use crate::host::loader::tryboot::Tryboot;
 use crate::host::loader::uboot::Uboot;
 use crate::host::loader::{HostBoot, Loader};
+use crate::host::reporter::{Reported, Reporter};
 use crate::host::repository::HttpRepository;
 use crate::host::slots::HostSlots;
 use crate::host::state_file::StateFile;
+use crate::host::transport::HostTransport;
 use crate::machine::conditions::{Ask, Facts, judge};
 use crate::machine::state::State;
 use crate::machine::time::Reference;
@@ -36,7 +40,7 @@ use crate::ports::{Clock, HealthCheck, PortError, StateStore};
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The driver of a real device.
-pub type HostDriver = Driver<GenerationStore, HttpRepository>;
+pub type HostDriver = Driver<GenerationStore, HostTransport>;
 
 /// A device.
 #[derive(Debug)]
@@ -45,6 +49,8 @@ pub struct Device {
     pub config: Config,
     /// Set by SIGTERM and SIGINT.
     pub stop: Arc<AtomicBool>,
+    /// Stands in place of the server.
+    pub bundle: Option<Bundle>,
     http: Option<Http>,
 }
 
@@ -54,6 +60,7 @@ impl Device {
         Self {
             config,
             stop,
+            bundle: None,
             http: None,
         }
     }
@@ -168,7 +175,16 @@ impl Device {
         }
     }
 
-    fn http(&mut self) -> Outcome<Http> {
+    /// Makes and keeps the device's statements. Whoever lets it write holds the lock.
+    pub fn reporter(&self) -> Reporter {
+        Reporter::new(&self.config.state_dir, self.config.identity.clone())
+    }
+
+    /// The network.
+    ///
+    /// # Errors
+    /// [`Failure`] when it cannot be set up.
+    pub fn http(&mut self) -> Outcome<Http> {
         if self.http.is_none() {
             let http = Http::new(self.config.http.clone())
                 .map_err(|error| PortError::environment("setting up the network", Some(error.into())))?;
@@ -177,6 +193,11 @@ impl Device {
         self.http
             .clone()
             .ok_or_else(|| Failure::new(Code::Environment, "no network"))
+    }
+
+    /// The agent's record, whose outcomes are reported.
+    pub fn states(&self) -> Reported {
+        Reported::new(StateFile::new(&self.config.state_dir), self.reporter())
     }
 
     /// The health checks as configured.
@@ -213,7 +234,7 @@ impl Device {
     /// [`Failure`].
     pub fn driver(&mut self, observer: Observer) -> Outcome<HostDriver> {
         let health = Box::new(self.health());
-        let states = Box::new(StateFile::new(&self.config.state_dir));
+        let states = Box::new(self.states());
         self.driver_with(observer, states, health)
     }
 
@@ -238,13 +259,20 @@ impl Device {
                 "fwagent: {} generation(s) of trusted metadata were damaged and given up; floors still hold",
                 metadata.damaged()
             );
+            let reason = "generations of trusted metadata were damaged and given up";
+            if let Err(error) = self.reporter().note("degraded", reason) {
+                eprintln!("fwagent: reporting: {}", crate::drive::chain(&error));
+            }
         }
-        let transport = HttpRepository::new(
-            self.http()?,
-            &self.config.metadata_url,
-            &self.config.targets_url,
-            &self.config.state_dir.join("downloads"),
-        );
+        let transport = match self.bundle.clone() {
+            Some(bundle) => HostTransport::Bundle(BundleRepository::new(bundle)),
+            None => HostTransport::Http(HttpRepository::new(
+                self.http()?,
+                &self.config.metadata_url,
+                &self.config.targets_url,
+                &self.config.state_dir.join("downloads"),
+            )),
+        };
         let setup = Setup {
             identity: self.config.identity.clone(),
             slots: self.config.slot_sets(),

@@ -211,6 +211,15 @@ pub enum Notice {
         /// Bytes in all.
         total: u64,
     },
+    /// Bytes of a payload in a bundle, before anything changes.
+    Verifying {
+        /// The component.
+        component: String,
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
     /// Bytes of an image on their way into a slot.
     Writing {
         /// The component.
@@ -511,6 +520,18 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
                 }
             }
             return Ok((checked, Next::Continue));
+        }
+        for (component, file) in offer.manifest.components.iter().zip(&offer.payloads) {
+            let (name, observer) = (&component.name, &mut self.observer);
+            let path = &component.payload.target;
+            self.transport
+                .prepare(path, file, offer.consistent_snapshot, &mut |done, total| {
+                    observer(&Notice::Verifying {
+                        component: name.clone(),
+                        done,
+                        total,
+                    })
+                })?;
         }
         let release = offer.release.clone();
         let Some(slot) = slot else {

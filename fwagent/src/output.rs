@@ -75,7 +75,9 @@ pub fn observer(json: bool, stop: impl Fn() -> bool + 'static) -> Observer {
     let mut bar = false;
     Box::new(move |notice| {
         let (progress, finished) = match notice {
-            Notice::Downloading { done, total, .. } | Notice::Writing { done, total, .. } => (true, done >= total),
+            Notice::Downloading { done, total, .. }
+            | Notice::Verifying { done, total, .. }
+            | Notice::Writing { done, total, .. } => (true, done >= total),
             _ => (false, false),
         };
         let kind = std::mem::discriminant(notice);
@@ -122,6 +124,7 @@ fn value(notice: &Notice) -> Value {
         ]),
         Notice::Kept { component } => object([("event", "kept".into()), ("component", component.into())]),
         Notice::Downloading { component, done, total } => bytes("downloading", component, *done, *total),
+        Notice::Verifying { component, done, total } => bytes("verifying", component, *done, *total),
         Notice::Writing { component, done, total } => bytes("writing", component, *done, *total),
         Notice::Held(held) => object([("event", "held".into()), ("held", held.to_value())]),
         Notice::Entered { phase } => object([("event", "entered".into()), ("phase", (*phase).into())]),
@@ -144,6 +147,7 @@ pub(crate) fn words(notice: &Notice) -> String {
         }
         Notice::Kept { component } => format!("{component} is in its slot already"),
         Notice::Downloading { component, done, total } => bytes("downloading", component, *done, *total),
+        Notice::Verifying { component, done, total } => bytes("verifying", component, *done, *total),
         Notice::Writing { component, done, total } => bytes("writing", component, *done, *total),
         Notice::Held(held) => held.to_string(),
         Notice::Entered { phase } => format!("now {phase}"),

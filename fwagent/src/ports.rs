@@ -145,6 +145,21 @@ pub trait Transport {
     /// [`PortError`].
     fn metadata(&mut self, known: Option<KnownTimestamp>) -> Result<Self::Source, PortError>;
 
+    /// Called for each payload before anything on the device changes: whoever can tell at little cost that a target
+    /// cannot be had, or is not what metadata describe, does so here.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn prepare(
+        &mut self,
+        _path: &TargetPath,
+        _file: &TargetFile,
+        _consistent_snapshot: bool,
+        _progress: Progress<'_>,
+    ) -> Result<(), PortError> {
+        Ok(())
+    }
+
     /// Fetches a target, verified against the length and digests that trusted metadata give, and opens it. What an
     /// earlier attempt left is continued.
     ///

@@ -226,6 +226,7 @@ impl System {
     fn key(&self) -> Vec<u8> {
         let mut state = self.state.clone();
         state.last = None;
+        state.outcomes = 0;
         for rejected in &mut state.rejected {
             rejected.reason.clear();
         }

@@ -233,7 +233,7 @@ impl Scene {
         fs::read_to_string(&path).with_context(|| path.display().to_string())
     }
 
-    /// Every file of the device by its path, with its digest; without locks, notes for people and downloads.
+    /// Every file of the device by its path, with its digest; without locks, notes, statements and downloads.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -332,7 +332,7 @@ impl Scene {
 /// Files by path.
 pub type Files = BTreeMap<String, String>;
 
-/// Every file of a device in `root` by its path, with its digest; without locks, notes for people and downloads.
+/// Every file of a device in `root` by its path, with its digest; without locks, notes, statements and downloads.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -342,7 +342,9 @@ pub fn files_of(root: &Path) -> anyhow::Result<Files> {
         list(root, "", &mut files)?;
     }
     files.retain(|path, _| {
-        !(path.ends_with(".lock") || path.ends_with("last-check.json") || path.starts_with("/state/downloads"))
+        let note = path.ends_with("last-check.json") || path.starts_with("/state/report.");
+        let result = path.ends_with("bundle-result.json");
+        !(note || result || path.ends_with(".lock") || path.starts_with("/state/downloads"))
     });
     Ok(files)
 }

@@ -7,6 +7,7 @@ pub mod loop_device;
 pub mod measure;
 pub mod random;
 pub mod repo_sim;
+pub mod report_server;
 pub mod sim_device;
 pub mod sim_server;
 pub mod tools;

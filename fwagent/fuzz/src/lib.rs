@@ -33,6 +33,7 @@ use fwagent::machine::uboot_config::{MAX_ENV_BYTES, Places};
 use fwagent::machine::uboot_env::{ByteOrder, Environment, Format, Layout};
 use fwagent::machine::window::Windows;
 use fwagent::ports::MetadataStore;
+use fwbundle::{Bundle, FORMAT_NAME, Writer};
 use fwdurable::twin::{Loaded, Twin, TwinError};
 use fwmeta::client::Cache;
 use fwmeta::hex;
@@ -95,6 +96,24 @@ pub fn boot(data: &[u8]) {
 /// The slots of the fuzzed variables.
 fn slots() -> [SlotId; 2] {
     ["A", "B"].map(|name| SlotId::parse(name).expect("a name"))
+}
+
+/// A bundle that is accepted has only the bytes that its entries make of it.
+pub fn bundle(data: &[u8]) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("bundle");
+    fs::write(&path, data).expect("written");
+    let Ok(bundle) = Bundle::open(&path) else { return };
+    let mut spans: Vec<_> = bundle.index().entries().collect();
+    spans.sort_by_key(|(_, span)| span.at);
+    let mut writer = Writer::new(Vec::new()).expect("in memory");
+    for (name, span) in spans.into_iter().filter(|(name, _)| *name != FORMAT_NAME) {
+        let (from, length) = (span.at as usize, span.length as usize);
+        writer
+            .add(name, span.length, &mut &data[from..from + length])
+            .expect("in memory");
+    }
+    assert_eq!(writer.finish().expect("in memory"), data);
 }
 
 /// An environment of U-Boot in any format, as the first byte says, with a checksum that matches: one that is accepted is

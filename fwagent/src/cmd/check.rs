@@ -13,7 +13,7 @@ use crate::output::{Report, size};
 use crate::ports::Clock;
 
 pub fn run(mut device: Device, args: &Check, json: bool) -> Outcome<Report> {
-    let wish = wish(args)?;
+    let wish = wish(&mut device, args)?;
     let _lock = device.lock()?;
     let watch = observer(&device, json);
     let mut driver = device.driver(watch)?;
@@ -132,6 +132,9 @@ pub const NOTE: &str = "last-check.json";
 
 /// Notes what a check found. Only a help for people, so that a failure to note it fails nothing.
 pub fn remember(device: &Device, checked: &Checked) {
+    if let Some(refused) = checked.problems.iter().find(|problem| problem.is_refusal()) {
+        report_refusal(device, refused);
+    }
     note(device, to_value(checked));
 }
 
@@ -139,6 +142,16 @@ pub fn remember(device: &Device, checked: &Checked) {
 pub fn remember_failure(device: &Device, error: &DriveError) {
     if !error.is_stop() {
         note(device, object([("error", chain(error).into())]));
+    }
+    if error.is_refusal() {
+        report_refusal(device, error);
+    }
+}
+
+/// An attack or a mistake of the server: its owner should know.
+fn report_refusal(device: &Device, error: &(dyn std::error::Error + 'static)) {
+    if let Err(error) = device.reporter().note("refused", &chain(error)) {
+        eprintln!("fwagent: reporting: {}", chain(&error));
     }
 }
 

@@ -6,7 +6,6 @@ use crate::cmd::observer;
 use crate::device::Device;
 use crate::drive::Next;
 use crate::failure::{Code, Outcome};
-use crate::host::state_file::StateFile;
 use crate::machine::slot::SlotId;
 use crate::machine::state::Phase;
 use crate::machine::step::Event;
@@ -34,7 +33,7 @@ pub fn rollback(device: Device, json: bool) -> Outcome<Report> {
 fn decide(mut device: Device, json: bool, event: Event) -> Outcome<Report> {
     let _lock = device.lock()?;
     let watch = observer(&device, json);
-    let states = Box::new(StateFile::new(&device.config.state_dir));
+    let states = Box::new(device.states());
     let mut driver = device.driver_with(watch, states, Box::new(Operator))?;
     // A trial begins when the agent first runs in its slot, which may be now. Before that nothing has to be derived:
     // giving up an armed update must not restart the device.

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,6 +11,7 @@ use crate::config::Config;
 use crate::device::Device;
 use crate::drive::Observer;
 use crate::failure::{Code, Failure, Outcome};
+use crate::host::bundle;
 use crate::machine::plan::Wish;
 use crate::output::{self, Report};
 use crate::ports::PortError;
@@ -19,8 +21,10 @@ mod boot;
 mod check;
 mod decide;
 mod hold;
+mod identity;
 mod install;
 mod provision;
+mod report;
 mod run;
 #[cfg(feature = "simulate")]
 mod simulate;
@@ -44,7 +48,7 @@ pub fn run(cli: &Cli) -> Outcome<Report> {
         signal_hook::flag::register(signal, Arc::clone(&stop))
             .map_err(|error| PortError::environment("setting up signals", Some(error.into())))?;
     }
-    let device = Device::new(config, stop);
+    let mut device = Device::new(config, stop);
     match &cli.command {
         Command::Provision(args) => provision::run(device, args, cli.json),
         Command::Check(args) => check::run(device, args, cli.json),
@@ -56,6 +60,8 @@ pub fn run(cli: &Cli) -> Outcome<Report> {
         Command::Explain => status::explain(&device),
         Command::Confirm => decide::confirm(device, cli.json),
         Command::Rollback => decide::rollback(device, cli.json),
+        Command::Report(args) => report::run(&mut device, args),
+        Command::Identity => identity::run(&device),
         Command::Boot(args) => boot::run(&device, args),
         Command::Adopt(args) => adopt::run(args),
         #[cfg(feature = "simulate")]
@@ -64,11 +70,22 @@ pub fn run(cli: &Cli) -> Outcome<Report> {
     }
 }
 
-fn wish(args: &Check) -> Outcome<Wish> {
-    Ok(Wish {
+/// What is asked for; a bundle that is named takes the place of the server from now on.
+fn wish(device: &mut Device, args: &Check) -> Outcome<Wish> {
+    let mut wish = Wish {
         version: version(args.version.as_deref())?,
         retry: args.retry,
-    })
+    };
+    take_bundle(device, args.bundle.as_deref(), &mut wish)?;
+    Ok(wish)
+}
+
+fn take_bundle(device: &mut Device, path: Option<&Path>, wish: &mut Wish) -> Outcome<()> {
+    let Some(path) = path else { return Ok(()) };
+    let bundle = bundle::open(path)?;
+    bundle::narrow(wish, &bundle, &device.config.identity)?;
+    device.bundle = Some(bundle);
+    Ok(())
 }
 
 fn version(text: Option<&str>) -> Outcome<Option<SemVer>> {

@@ -14,11 +14,12 @@ use fwmeta::trusted::TrustedSet;
 use sha2::{Digest, Sha256};
 
 use crate::cli::Provision;
-use crate::cmd::{check, observer, version};
+use crate::cmd::{check, observer, take_bundle, version};
 use crate::device::Device;
 use crate::failure::{Code, Failure, Outcome};
 use crate::host::clock::SystemClock;
 use crate::host::generation::GenerationStore;
+use crate::host::identity::Identity;
 use crate::host::state_file::StateFile;
 use crate::machine::plan::Wish;
 use crate::machine::release::ReleaseRef;
@@ -34,14 +35,15 @@ pub fn run(mut device: Device, args: &Provision, json: bool) -> Outcome<Report> 
         .with_context(|| format!("root of trust {}", args.root.display()))
         .map_err(|error| Failure::new(Code::Refused, error))?;
     let slot = first_slot(&device, args.slot.as_deref())?;
-    if args.from_server && Some(&slot) == device.config.rescue.as_ref() {
+    if (args.from_server || args.bundle.is_some()) && Some(&slot) == device.config.rescue.as_ref() {
         let text = format!("slot {slot} is that of the rescue system, which no release is for");
         return Err(Failure::new(Code::Usage, text));
     }
-    let wish = Wish {
+    let mut wish = Wish {
         version: version(args.version.as_deref())?,
         retry: false,
     };
+    take_bundle(&mut device, args.bundle.as_deref(), &mut wish)?;
     let dir = device.config.state_dir.clone();
     fwdurable::create_dir_all(&dir)
         .and_then(|()| {
@@ -78,7 +80,7 @@ pub fn run(mut device: Device, args: &Provision, json: bool) -> Outcome<Report> 
         .context("keeping the root of trust")
         .map_err(environment)?;
 
-    let (state, release) = if args.from_server {
+    let (state, release) = if args.from_server || args.bundle.is_some() {
         let states = Box::new(InMemory(Some(State::new(slot.clone(), None))));
         let health = Box::new(device.health());
         let watch = observer(&device, json);
@@ -98,6 +100,8 @@ pub fn run(mut device: Device, args: &Provision, json: bool) -> Outcome<Report> 
         (State::new(slot.clone(), None), None)
     };
     device.boot().create(&slot)?;
+    // Made where nobody else is yet: its owner may read the public half in the factory.
+    Identity::load_or_make(&dir).map_err(|error| Failure::new(Code::Environment, error))?;
     file.store(&state)?;
     let held = match &release {
         Some(release) => format!("{} (sequence {})", release.version, release.sequence),

@@ -13,6 +13,7 @@ use fwmeta::client::ClientError;
 use fwmeta::json::object;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
+use crate::cmd::report::Pace;
 use crate::cmd::{check, observer};
 use crate::config::Confirm;
 use crate::device::Device;
@@ -40,6 +41,7 @@ pub fn run(mut device: Device, json: bool) -> Outcome<Report> {
     let started = Instant::now();
     // Before the health checks of a trial, which may take longer than a service manager waits for a start.
     waiter.notifier.ready();
+    let mut reports = Pace::default();
     let (mut next, mut held) = power_on(&mut device, json)?;
     let mut failures = 0;
     let mut pause = device.config.interval.first(random());
@@ -50,6 +52,9 @@ pub fn run(mut device: Device, json: bool) -> Outcome<Report> {
                 break;
             }
             continue;
+        }
+        if let Some(said) = reports.round(&mut device) {
+            tell(&mut waiter, json, &said);
         }
         tell(&mut waiter, json, &format!("next poll in {} s", pause.as_secs()));
         if !wait(&device, &mut waiter, pause, held.as_ref()) {

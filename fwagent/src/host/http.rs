@@ -18,6 +18,8 @@ use reqwest::{StatusCode, Url};
 
 use crate::host::tls;
 
+pub mod post;
+
 /// Redirects followed for one object.
 const REDIRECTS: usize = 5;
 /// Longest `Retry-After` that is heeded: a server cannot silence a device for longer than a day.

@@ -7,6 +7,7 @@
 //!                              -> rescue                     the way into a rescue system
 //! boot record                  -> boot  ->  slot + record   what a boot loader does
 //! state                        <-> record                   the bytes that survive a loss of power
+//! outcomes and refusals         -> journal                  statements that wait for a server
 //! variables of a boot loader   -> slot_vars                  the same for U-Boot (uboot_env) and GRUB (grub_env)
 //!                              -> boot_count                 U-Boot with one counter and the name of the slot
 //! texts of the kernel          -> mounts, cmdline            what is mounted, what is the root
@@ -28,6 +29,7 @@ pub mod gpt;
 pub mod gpt_priority;
 pub mod grub_env;
 pub mod hold;
+pub mod journal;
 pub mod mounts;
 pub mod plan;
 pub mod record;

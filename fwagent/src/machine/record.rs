@@ -52,6 +52,7 @@ pub fn encode(state: &State) -> Vec<u8> {
         ("floors", state.floors.to_value()),
         ("last", state.last.as_ref().map(outcome_value).into()),
         ("rescue", state.rescue.as_ref().map(rescue_value).into()),
+        ("outcomes", state.outcomes.into()),
     ])
     .to_json()
     .into_bytes()
@@ -112,6 +113,11 @@ fn read(value: &Value) -> Option<State> {
         rescue: match value.get("rescue") {
             None | Some(Value::Null) => None,
             Some(rescue) => Some(read_rescue(rescue)?),
+        },
+        // Records written before outcomes were counted have none.
+        outcomes: match value.get("outcomes") {
+            None => 0,
+            Some(count) => count.as_u64()?,
         },
     })
 }

@@ -36,6 +36,8 @@ pub struct State {
     pub last: Option<Outcome>,
     /// The rescue system, where the configuration has one.
     pub rescue: Option<Rescue>,
+    /// How many updates have ended; the number of the last outcome.
+    pub outcomes: u64,
 }
 
 /// What is going on.
@@ -228,6 +230,7 @@ impl State {
             floors,
             last: None,
             rescue: None,
+            outcomes: 0,
         }
     }
 

@@ -371,6 +371,7 @@ pub(super) fn end(
     at: UtcSeconds,
 ) {
     next.phase = Phase::Idle;
+    next.outcomes = next.outcomes.saturating_add(1);
     next.last = Some(Outcome {
         result,
         release,
