@@ -37,7 +37,9 @@ pub enum Command {
     /// Poll, install, confirm and fall back until SIGTERM; SIGUSR1 polls at once
     Run,
     /// Say what runs, what is in the slots and how the last update ended
-    Status,
+    Status(Status),
+    /// Print what the running agent does as it does it, until one of the two ends
+    Watch(Watch),
     /// Confirm the software on trial
     Confirm,
     /// Give up the update in progress, or go back to the other confirmed slot
@@ -198,6 +200,22 @@ pub struct Simulate {
     /// In this way
     #[arg(long, value_name = "V", requires = "recovery_cut")]
     pub recovery_variant: Option<String>,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, clap::Args)]
+pub struct Status {
+    /// Ask the agent that runs at this socket instead of reading its records
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// Arguments of `watch`.
+#[derive(Debug, clap::Args)]
+pub struct Watch {
+    /// Socket of the agent; status.socket of the configuration when absent
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 /// Arguments of `report`.

@@ -11,11 +11,13 @@ use self::boot::BootSection;
 pub use self::boot::{BootConfig, UbootScheme};
 use self::conditions::ConditionsSection;
 use self::restart::RestartSection;
+use self::status::StatusSection;
 use crate::host::conditions::ConditionsConfig;
 use crate::host::health::CheckConfig;
 use crate::host::http::HttpOptions;
 use crate::host::restart::Restart;
 use crate::host::slots::{SlotConfig, SlotKind};
+use crate::host::status_socket::SocketConfig;
 use crate::machine::boot::MAX_SLOTS;
 use crate::machine::plan::Identity;
 use crate::machine::schedule::Interval;
@@ -24,6 +26,7 @@ use crate::machine::slot::SlotId;
 mod boot;
 mod conditions;
 mod restart;
+mod status;
 
 /// Where the configuration is when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/fwagent/fwagent.toml";
@@ -63,6 +66,8 @@ pub struct Config {
     pub conditions: ConditionsConfig,
     /// Where statements are sent.
     pub report_url: Option<String>,
+    /// Where a running agent says how it is.
+    pub status: Option<SocketConfig>,
 }
 
 /// How a trial is confirmed after its checks passed.
@@ -128,6 +133,7 @@ struct File {
     #[serde(default)]
     conditions: ConditionsSection,
     report: Option<Report>,
+    status: Option<StatusSection>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -469,6 +475,7 @@ impl File {
                     within: seconds(self.health.manual_timeout_s.unwrap_or(24 * 3600)),
                 },
             },
+            status: self.status.map(|status| status.build(base)).transpose()?,
             report_url: self.report.map(|report| report.url),
             restart: self.restart.build(flagged),
             conditions: self.conditions.build(base)?,

@@ -30,6 +30,7 @@ use crate::host::reporter::{Reported, Reporter};
 use crate::host::repository::HttpRepository;
 use crate::host::slots::HostSlots;
 use crate::host::state_file::StateFile;
+use crate::host::status_socket::Hub;
 use crate::host::transport::HostTransport;
 use crate::machine::conditions::{Ask, Facts, judge};
 use crate::machine::state::State;
@@ -51,6 +52,8 @@ pub struct Device {
     pub stop: Arc<AtomicBool>,
     /// Stands in place of the server.
     pub bundle: Option<Bundle>,
+    /// Who watches what is done.
+    pub events: Option<Hub>,
     http: Option<Http>,
 }
 
@@ -61,6 +64,7 @@ impl Device {
             config,
             stop,
             bundle: None,
+            events: None,
             http: None,
         }
     }

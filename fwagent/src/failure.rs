@@ -2,6 +2,8 @@
 
 use std::error::Error;
 
+use fwmeta::json::{Value, object};
+
 use crate::config::ConfigError;
 use crate::drive::DriveError;
 use crate::ports::{PortError, PortErrorKind};
@@ -53,6 +55,17 @@ impl Failure {
             error: error.into(),
             advice: None,
         }
+    }
+}
+
+impl Failure {
+    /// The form for machines.
+    pub fn to_value(&self) -> Value {
+        object([
+            ("error", self.code.word().into()),
+            ("message", crate::drive::chain(self.error.as_ref()).into()),
+            ("advice", self.advice.into()),
+        ])
     }
 }
 

@@ -45,16 +45,10 @@ pub fn report(report: &Report, json: bool) {
 
 /// Prints a failure.
 pub fn failure(failure: &Failure, json: bool) {
-    let message = crate::drive::chain(failure.error.as_ref());
     if json {
-        let value = object([
-            ("error", failure.code.word().into()),
-            ("message", message.into()),
-            ("advice", failure.advice.into()),
-        ]);
-        line(&value.to_json());
+        line(&failure.to_value().to_json());
     } else {
-        eprintln!("fwagent: {message}");
+        eprintln!("fwagent: {}", crate::drive::chain(failure.error.as_ref()));
         if let Some(advice) = failure.advice {
             eprintln!("fwagent: {advice}");
         }
@@ -67,30 +61,51 @@ pub fn line(text: &str) {
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }
 
+/// Which notices are shown: all but progress that follows other progress too soon.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// When progress of this kind was shown last; the first of each kind is always shown.
+    last: Option<(std::mem::Discriminant<Notice>, Instant)>,
+}
+
+impl Pace {
+    /// Whether this one is.
+    pub fn shows(&mut self, notice: &Notice) -> bool {
+        let Some(finished) = progress(notice) else { return true };
+        let kind = std::mem::discriminant(notice);
+        let due = self
+            .last
+            .is_none_or(|(other, at)| other != kind || at.elapsed() >= PROGRESS_EVERY);
+        if due || finished {
+            self.last = Some((kind, Instant::now()));
+        }
+        due || finished
+    }
+}
+
+/// Of progress, whether it is the end of it.
+fn progress(notice: &Notice) -> Option<bool> {
+    match notice {
+        Notice::Downloading { done, total, .. }
+        | Notice::Verifying { done, total, .. }
+        | Notice::Writing { done, total, .. } => Some(done >= total),
+        _ => None,
+    }
+}
+
 /// An observer that shows what the driver does, and that stops it when `stop` says so.
 pub fn observer(json: bool, stop: impl Fn() -> bool + 'static) -> Observer {
     let terminal = io::stderr().is_terminal();
-    // When progress of this kind was shown last; the first of each kind is always shown.
-    let mut last: Option<(std::mem::Discriminant<Notice>, Instant)> = None;
+    let mut pace = Pace::default();
     let mut bar = false;
     Box::new(move |notice| {
-        let (progress, finished) = match notice {
-            Notice::Downloading { done, total, .. }
-            | Notice::Verifying { done, total, .. }
-            | Notice::Writing { done, total, .. } => (true, done >= total),
-            _ => (false, false),
-        };
-        let kind = std::mem::discriminant(notice);
-        let due = last.is_none_or(|(other, at)| other != kind || at.elapsed() >= PROGRESS_EVERY);
-        if progress && (due || finished) {
-            last = Some((kind, Instant::now()));
-        }
+        let shown = pace.shows(notice);
         if json {
-            if !progress || due || finished {
+            if shown {
                 line(&value(notice).to_json());
             }
-        } else if progress {
-            if terminal && (due || finished) {
+        } else if let Some(finished) = progress(notice) {
+            if terminal && shown {
                 bar = !finished;
                 eprint!("\r\x1b[K{}", words(notice));
                 if finished {
@@ -107,7 +122,8 @@ pub fn observer(json: bool, stop: impl Fn() -> bool + 'static) -> Observer {
     })
 }
 
-fn value(notice: &Notice) -> Value {
+/// A notice for machines.
+pub fn value(notice: &Notice) -> Value {
     let bytes = |event: &str, component: &String, done: u64, total: u64| {
         object([
             ("event", event.into()),

@@ -29,6 +29,7 @@ mod run;
 #[cfg(feature = "simulate")]
 mod simulate;
 mod status;
+mod watch;
 
 /// Runs a command that works on a device; `fwagent tuf` is not one.
 ///
@@ -54,7 +55,8 @@ pub fn run(cli: &Cli) -> Outcome<Report> {
         Command::Check(args) => check::run(device, args, cli.json),
         Command::Install(args) => install::run(device, args, cli.json),
         Command::Run => run::run(device, cli.json),
-        Command::Status => status::status(&device),
+        Command::Status(args) => status::run(&device, args),
+        Command::Watch(args) => watch::run(&device, args, cli.json),
         Command::Hold(args) => hold::hold(&device, args),
         Command::Resume => hold::resume(&device),
         Command::Explain => status::explain(&device),
@@ -98,5 +100,15 @@ fn version(text: Option<&str>) -> Outcome<Option<SemVer>> {
 
 fn observer(device: &Device, json: bool) -> Observer {
     let stop = Arc::clone(&device.stop);
-    output::observer(json, move || stop.load(Ordering::Relaxed))
+    let mut show = output::observer(json, move || stop.load(Ordering::Relaxed));
+    let Some(events) = device.events.clone() else {
+        return show;
+    };
+    let mut pace = output::Pace::default();
+    Box::new(move |notice| {
+        if pace.shows(notice) {
+            events.publish(&output::value(notice));
+        }
+        show(notice)
+    })
 }

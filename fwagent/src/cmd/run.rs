@@ -5,8 +5,8 @@
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fwmeta::client::ClientError;
@@ -14,7 +14,7 @@ use fwmeta::json::object;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
 use crate::cmd::report::Pace;
-use crate::cmd::{check, observer};
+use crate::cmd::{check, observer, status};
 use crate::config::Confirm;
 use crate::device::Device;
 use crate::drive::{DriveError, Held, Next, Observer, chain};
@@ -23,6 +23,7 @@ use crate::host::clock::{SystemClock, random};
 use crate::host::notify::Notifier;
 use crate::host::restart::Restart;
 use crate::host::state_file::StateFile;
+use crate::host::status_socket::{Hub, StatusSocket};
 use crate::machine::plan::Wish;
 use crate::machine::schedule;
 use crate::machine::state::Phase;
@@ -38,6 +39,8 @@ const TRIAL_POLL: Duration = Duration::from_secs(1);
 pub fn run(mut device: Device, json: bool) -> Outcome<Report> {
     let _running = device.lock_named(".run.lock", Duration::ZERO)?;
     let mut waiter = Waiter::new(&device)?;
+    let _status = listen(&mut device);
+    waiter.events = device.events.clone();
     let started = Instant::now();
     // Before the health checks of a trial, which may take longer than a service manager waits for a start.
     waiter.notifier.ready();
@@ -90,10 +93,37 @@ pub fn run(mut device: Device, json: bool) -> Outcome<Report> {
     ))
 }
 
+/// Opens the status socket, if one is configured. A device must be updated also when that cannot be.
+fn listen(device: &mut Device) -> Option<StatusSocket> {
+    let config = device.config.status.clone()?;
+    let events = Hub::default();
+    device.events = Some(events.clone());
+    // The records are read as the commands read them, beside the agent.
+    let reader = Device::new(device.config.clone(), Arc::clone(&device.stop));
+    let reader = Mutex::new(reader);
+    let answer = move |what: &str| {
+        let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let report = match what {
+            "status" => status::status(&reader),
+            "explain" => status::explain(&reader),
+            _ => return None,
+        };
+        Some(report.map_or_else(|failure| failure.to_value(), |report| report.json))
+    };
+    let opened = StatusSocket::open(&config, events, Arc::new(answer));
+    opened
+        .inspect_err(|error| eprintln!("fwagent: no status socket at {}: {error}", config.path.display()))
+        .ok()
+}
+
 fn tell(waiter: &mut Waiter, json: bool, text: &str) {
     waiter.notifier.status(text);
+    let said = object([("event", "status".into()), ("status", text.into())]);
+    if let Some(events) = &waiter.events {
+        events.publish(&said);
+    }
     if json {
-        output::line(&object([("event", "status".into()), ("status", text.into())]).to_json());
+        output::line(&said.to_json());
     } else {
         eprintln!("fwagent: {text}");
     }
@@ -213,6 +243,7 @@ struct Waiter {
     /// Gets a byte with every signal.
     wake: UnixStream,
     notifier: Notifier,
+    events: Option<Hub>,
 }
 
 impl Waiter {
@@ -235,6 +266,7 @@ impl Waiter {
             woken: false,
             wake,
             notifier: Notifier::from_env(),
+            events: None,
         })
     }
 

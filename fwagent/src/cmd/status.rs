@@ -2,13 +2,17 @@
 
 use std::collections::BTreeSet;
 
+use std::io;
+use std::path::Path;
+
 use fwmeta::json::{Doc, Value, object};
 
 use crate::cmd::check::NOTE;
 use crate::device::Device;
 use crate::drive::{DriveError, Held};
-use crate::failure::Outcome;
+use crate::failure::{Code, Failure, Outcome};
 use crate::host::state_file::StateFile;
+use crate::host::status_socket::ask;
 use crate::machine::conditions::{Ask, Gate};
 use crate::machine::record::outcome_value;
 use crate::machine::release::ReleaseRef;
@@ -16,6 +20,36 @@ use crate::machine::slot::SlotId;
 use crate::machine::state::{Phase, State};
 use crate::output::Report;
 use crate::ports::Conditions;
+
+pub fn run(device: &Device, args: &crate::cli::Status) -> Outcome<Report> {
+    let Some(path) = &args.socket else {
+        return status(device);
+    };
+    let (line, _) = ask(path, &object([("get", "status".into())])).map_err(|error| unreachable(path, error))?;
+    let value = Doc::parse(line.as_bytes())
+        .ok()
+        .and_then(|doc| doc.root().to_value().ok());
+    let value = value.ok_or_else(|| Failure::new(Code::Environment, format!("{} gave no status", path.display())))?;
+    let code = if value.get("error").is_some() {
+        Code::Environment
+    } else {
+        Code::Done
+    };
+    Ok(Report {
+        text: value.to_json_pretty(),
+        json: value,
+        code,
+    })
+}
+
+/// Nobody answers at a socket.
+pub fn unreachable(path: &Path, error: io::Error) -> Failure {
+    Failure {
+        code: Code::Environment,
+        error: format!("asking the agent at {}: {error}", path.display()).into(),
+        advice: Some("`fwagent run` listens there when status.socket of its configuration says so"),
+    }
+}
 
 pub fn status(device: &Device) -> Outcome<Report> {
     let (state, running) = read(device)?;

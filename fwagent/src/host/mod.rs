@@ -18,6 +18,7 @@ pub mod repository;
 pub mod restart;
 pub mod slots;
 pub mod state_file;
+pub mod status_socket;
 pub mod survey;
 pub mod system;
 mod tls;
