@@ -23,6 +23,7 @@ use crate::host::loader::efi::Efi;
 use crate::host::loader::file_lock::FileLock;
 use crate::host::loader::gpt::Gpt;
 use crate::host::loader::grub::Grub;
+use crate::host::loader::systemd_boot::SystemdBoot;
 use crate::host::loader::tryboot::Tryboot;
 use crate::host::loader::uboot::Uboot;
 use crate::host::loader::{HostBoot, Loader};
@@ -104,6 +105,7 @@ impl Device {
             BootConfig::Grub { grubenv, running } => {
                 Box::new(Loader::new(Grub::new(grubenv, dir), slots, attempts, running))
             }
+            BootConfig::SystemdBoot { paths, names, running } => Box::new(SystemdBoot::new(paths, names, running)),
             BootConfig::Tryboot {
                 paths,
                 partitions,

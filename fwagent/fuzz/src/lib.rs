@@ -19,6 +19,7 @@ use fwagent::host::unpack::unpack;
 use fwagent::machine::autoboot::{Attempt, Autoboot, AutobootError, Partitions};
 use fwagent::machine::boot::{BootRecord, MAX_SLOTS};
 use fwagent::machine::boot_count::{Counted, CounterFile, SlotNames};
+use fwagent::machine::boot_entries::{self, Count, Entries, EntryName, Found, SlotEntry, SortKey};
 use fwagent::machine::cmdline::{self, RootName};
 use fwagent::machine::efi_boot::{self, Boot, BootNumber, Entry, LoadOption, Slots};
 use fwagent::machine::gpt::{self, Partition, Side, Table};
@@ -348,6 +349,58 @@ pub fn autoboot(data: &[u8]) {
                 error,
                 AutobootError::Short { .. } | AutobootError::Long { .. }
             )),
+        }
+    }
+}
+
+/// Two entries of systemd-boot and their counters: whatever they are, each slot can be made the one that is booted next,
+/// and the order in which they are sorted has two sides.
+pub fn entries(data: &[u8]) {
+    let [one, two, data @ ..] = data else { return };
+    let (first, second) = data.split_at(data.len() / 2);
+    let names = slots().map(|slot| EntryName::new("fw-{slot}", &slot).expect("a name"));
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = boot_entries::default_pattern(text);
+        let _ = boot_entries::check_pattern("fuzz", text, &names);
+        if let Some(count) = names[0].parse(text) {
+            assert_eq!(names[0].parse(&names[0].file(count)), Some(count));
+        }
+    }
+    let keys = [first, second].map(|text| SortKey::parse(&String::from_utf8_lossy(text), "fw.conf".to_owned()));
+    if let [Some(one), Some(two)] = &keys {
+        assert_eq!(one.compare(two), two.compare(one).reverse());
+        assert!(one.compare(one).is_eq());
+    }
+    let count = |byte: u8| match byte % 4 {
+        0 => Count::Good,
+        1 => Count::Off,
+        2 => Count::Left { left: 0, done: 1 },
+        _ => Count::Left { left: 2, done: 1 },
+    };
+    let [a, b] = slots();
+    let entry = |slot: &SlotId, name: &EntryName, count: Count, bytes: &[u8]| {
+        let bytes = bytes.to_vec();
+        (slot.clone(), SlotEntry::of(slot, name, &[Found { count, bytes }]))
+    };
+    let entries = Entries([
+        entry(&a, &names[0], count(*one), first),
+        entry(&b, &names[1], count(*two), second),
+    ]);
+    for slot in [&a, &b] {
+        let _ = entries.view(slot);
+        let _ = entries.replenish(slot);
+        for renames in [entries.arm(slot, 3), entries.confirm(slot)].into_iter().flatten() {
+            let mut after = entries.clone();
+            for (renamed, count) in renames {
+                for (_, entry) in after.0.iter_mut().filter(|(slot, _)| *slot == renamed) {
+                    match entry {
+                        Ok(entry) => entry.count = count,
+                        // Refused when it is carried out.
+                        Err(_) => return,
+                    }
+                }
+            }
+            assert_eq!(after.primary(), Ok(Some(slot.clone())));
         }
     }
 }

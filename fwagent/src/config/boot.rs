@@ -9,10 +9,12 @@ use super::{Problem, problem};
 use crate::host::loader::efivarfs::EfiVars;
 use crate::host::loader::file_lock::LOCK_FILE;
 use crate::host::loader::running::{Running, RunningBy};
+use crate::host::loader::systemd_boot::EntryPaths;
 use crate::host::loader::tryboot::{BOOT_ID, TrybootPaths};
 use crate::host::slots::SlotConfig;
 use crate::machine::autoboot::Partitions;
 use crate::machine::boot_count::SlotNames;
+use crate::machine::boot_entries::EntryName;
 use crate::machine::efi_boot::Entry;
 use crate::machine::gpt::Partition;
 use crate::machine::gpt_priority::MOST;
@@ -24,6 +26,8 @@ const SLOT_VARIABLE: &str = "fwagent_slot";
 const FW_ENV_CONFIG: &str = "/etc/fw_env.config";
 const GRUBENV: &str = "/boot/grub/grubenv";
 const EFIVARS: &str = "/sys/firmware/efi/efivars";
+const ESP: &str = "/efi";
+const ENTRY: &str = "fwagent-{slot}";
 const AUTOBOOT: &str = "/boot/firmware/autoboot.txt";
 const FIRMWARE_DIR: &str = "/proc/device-tree/chosen/bootloader";
 
@@ -70,6 +74,15 @@ pub enum BootConfig {
         /// Which slot runs.
         running: Running,
     },
+    /// systemd-boot, with entries whose names count boots.
+    SystemdBoot {
+        /// Where things lie.
+        paths: EntryPaths,
+        /// The entry of each slot.
+        names: [(SlotId, EntryName); 2],
+        /// Which slot runs.
+        running: Running,
+    },
     /// The boot loader of the Raspberry Pi, with `autoboot.txt`.
     Tryboot {
         /// Where things lie.
@@ -90,6 +103,7 @@ impl BootConfig {
             Self::Grub { .. } => "grub",
             Self::Efi { .. } => "efi",
             Self::Gpt { .. } => "gpt",
+            Self::SystemdBoot { .. } => "systemd-boot",
             Self::Tryboot { .. } => "tryboot",
         }
     }
@@ -112,6 +126,9 @@ pub(super) struct BootSection {
     entries: Option<BTreeMap<String, String>>,
     disk: Option<PathBuf>,
     partitions: Option<BTreeMap<String, String>>,
+    esp: Option<PathBuf>,
+    entries_dir: Option<PathBuf>,
+    entry: Option<String>,
     autoboot: Option<PathBuf>,
     boot_partitions: Option<BTreeMap<String, u8>>,
     firmware_dir: Option<PathBuf>,
@@ -130,6 +147,8 @@ enum Control {
     Grub,
     Efi,
     Gpt,
+    #[serde(rename = "systemd-boot")]
+    SystemdBoot,
     Tryboot,
 }
 
@@ -210,7 +229,7 @@ impl BootSection {
     /// Trial boots before the boot loader goes back.
     pub(super) fn attempts(&self) -> u32 {
         self.attempts.unwrap_or(match self.control {
-            Control::File | Control::Uboot | Control::Gpt => 3,
+            Control::File | Control::Uboot | Control::Gpt | Control::SystemdBoot => 3,
             Control::Grub | Control::Efi | Control::Tryboot => 1,
         })
     }
@@ -244,6 +263,7 @@ impl BootSection {
             );
         }
         let loader = self.control != Control::File;
+        let entries = self.control == Control::SystemdBoot;
         for (field, given, fits) in [
             (
                 "boot.fw_env_config",
@@ -268,7 +288,14 @@ impl BootSection {
                 self.control == Control::Gpt,
             ),
             ("boot.grubenv", self.grubenv.is_some(), self.control == Control::Grub),
-            ("boot.efivars", self.efivars.is_some(), self.control == Control::Efi),
+            (
+                "boot.efivars",
+                self.efivars.is_some(),
+                self.control == Control::Efi || entries,
+            ),
+            ("boot.esp", self.esp.is_some(), entries),
+            ("boot.entries_dir", self.entries_dir.is_some(), entries),
+            ("boot.entry", self.entry.is_some(), entries),
             ("boot.entries", self.entries.is_some(), self.control == Control::Efi),
             ("boot.autoboot", self.autoboot.is_some(), self.is_flagged()),
             (
@@ -331,7 +358,7 @@ impl BootSection {
         let in_names = match self.control {
             Control::Uboot => self.scheme != Some(Scheme::Bootcount),
             Control::Grub => true,
-            Control::File | Control::Efi | Control::Gpt | Control::Tryboot => false,
+            Control::File | Control::Efi | Control::Gpt | Control::SystemdBoot | Control::Tryboot => false,
         };
         if let Some(slot) = hyphen.filter(|_| in_names) {
             let text = format!("is {}, which cannot be part of a boot variable: no hyphens", slot.slot);
@@ -372,6 +399,20 @@ impl BootSection {
                     .collect(),
                 running,
             },
+            Control::SystemdBoot => {
+                let esp = below(self.esp, ESP);
+                BootConfig::SystemdBoot {
+                    paths: EntryPaths {
+                        entries: self
+                            .entries_dir
+                            .map_or_else(|| esp.join("loader/entries"), |dir| base.join(dir)),
+                        conf: esp.join("loader/loader.conf"),
+                        vars: EfiVars::new(below(self.efivars, EFIVARS)),
+                    },
+                    names: entry_names(self.entry.as_deref().unwrap_or(ENTRY), slots)?,
+                    running,
+                }
+            }
             Control::Tryboot => BootConfig::Tryboot {
                 paths: TrybootPaths {
                     autoboot: below(self.autoboot, AUTOBOOT),
@@ -382,6 +423,28 @@ impl BootSection {
                 running,
             },
         })
+    }
+}
+
+fn entry_names(pattern: &str, slots: &[SlotConfig]) -> Result<[(SlotId, EntryName); 2], Problem> {
+    let mut names = Vec::new();
+    for slot in slot_sets(slots) {
+        let name = EntryName::new(pattern, &slot);
+        let name = name.map_or_else(|| problem("boot.entry", "is no name of an entry with {slot} in it"), Ok)?;
+        names.push((slot, name));
+    }
+    match <[_; 2]>::try_from(names) {
+        Ok([(_, one), (_, two)]) if one.id() == two.id() => {
+            problem("slot.name", "differs in case only, which FAT does not see")
+        }
+        Ok(names) => Ok(names),
+        Err(names) => problem(
+            "slot",
+            format!(
+                "names {} slot sets, and boot.control \"systemd-boot\" is for 2",
+                names.len()
+            ),
+        ),
     }
 }
 

@@ -13,6 +13,7 @@
 //! texts of the kernel          -> mounts, cmdline            what is mounted, what is the root
 //! variables of UEFI            -> efi_boot                   BootOrder, BootNext
 //! partition table              -> gpt, gpt_priority          both copies of it, and the attributes that loaders read
+//! entries of systemd-boot      -> boot_entries               names that count boots
 //! autoboot.txt                 -> autoboot                   the Raspberry Pi's tryboot
 //! what a system shows          -> adopt                      a configuration for it, or what is missing
 //! ```
@@ -21,6 +22,7 @@ pub mod adopt;
 pub mod autoboot;
 pub mod boot;
 pub mod boot_count;
+pub mod boot_entries;
 pub mod cmdline;
 pub mod conditions;
 pub mod efi_boot;

@@ -12,7 +12,7 @@ use fwmeta::role::{RoleKeys, Root, RootRoles};
 use fwmeta::signed;
 use fwmeta::time::UtcSeconds;
 
-use crate::{Loader, efi, grub, slot, start, tryboot, uboot};
+use crate::{Loader, efi, entries, grub, slot, start, tryboot, uboot};
 
 fn config(boot: &str) -> String {
     format!(
@@ -47,6 +47,7 @@ fn boot_is_for_control_file_only() {
         ("grub", ""),
         ("efi", "entries = { A = \"Boot0001\", B = \"Firmware B\" }"),
         ("tryboot", "boot_partitions = { A = 2, B = 3 }"),
+        ("systemd-boot", ""),
     ] {
         let path = dir.path().join("fwagent.toml");
         fs::write(&path, config(&format!("control = {control:?}\n{fields}"))).unwrap();
@@ -159,6 +160,10 @@ fn fields_that_do_not_belong_together_are_refused() {
         ("[restart]\ntrial_command = [\"reboot\"]", "restart.trial_command"),
         ("boot_partitions = { A = 2, B = 3 }", "boot.boot_partitions"),
         ("control = \"efi\"\nautoboot = \"/a\"", "boot.autoboot"),
+        ("control = \"systemd-boot\"\nentry = \"fw\"", "boot.entry"),
+        ("control = \"systemd-boot\"\nentry = \"fw+3-{slot}\"", "boot.entry"),
+        ("control = \"efi\"\nesp = \"/boot\"", "boot.esp"),
+        ("control = \"efi\"\nentries_dir = \"/boot\"", "boot.entries_dir"),
         ("control = \"efi\"\nfirmware_dir = \"/a\"", "boot.firmware_dir"),
         ("control = \"efi\"", "boot.entries says nothing about slot A"),
         (
@@ -175,6 +180,16 @@ fn fields_that_do_not_belong_together_are_refused() {
         let error = parse(boot).unwrap_err();
         assert!(error.contains(expected), "{expected}: {error}");
     }
+    let third = "[[slot]]\nname = \"C\"\nkind = \"dir\"\npath = \"c\"";
+    let config_of = |text: String| Config::parse(&text, "/f".as_ref()).map_err(|error| error.to_string());
+    let two = config("control = \"systemd-boot\"");
+    assert!(config_of(two.clone()).is_ok());
+    assert!(
+        config_of(two.replace("\"B\"", "\"a\""))
+            .unwrap_err()
+            .contains("differs in case only")
+    );
+    assert!(config_of(format!("{two}\n{third}")).unwrap_err().contains("is for 2"));
     let hyphen = config("control = \"uboot\"").replace("\"B\"", "\"slot-b\"");
     assert!(Config::parse(&hyphen, "/f".as_ref()).is_err());
     // There the name is a value, not part of a variable.
@@ -255,6 +270,7 @@ fn a_device_is_provisioned_and_says_which_slot_runs() {
     let grub = grub::Board::new();
     let efi = efi::Board::new();
     let tryboot = tryboot::Board::new();
+    let entries = entries::Board::new();
     for (dir, control, loader) in [
         (
             uboot.dir.path(),
@@ -272,6 +288,11 @@ fn a_device_is_provisioned_and_says_which_slot_runs() {
             "control = \"tryboot\"\nautoboot = \"autoboot.txt\"\nfirmware_dir = \"firmware\"\n\
              boot_partitions = { A = 2, B = 3 }",
             &tryboot,
+        ),
+        (
+            entries.dir.path(),
+            "control = \"systemd-boot\"\nesp = \".\"\nentry = \"fw-{slot}\"\nefivars = \"efivars\"",
+            &entries,
         ),
     ] {
         fs::write(dir.join("root.json"), root()).unwrap();

@@ -9,7 +9,7 @@ use fwagent::ports::PortError;
 use fwmeta::manifest::SemVer;
 use fwmeta::time::UtcSeconds;
 
-use crate::{Loader, efi, gpt, grub, slot, tryboot, uboot};
+use crate::{Loader, efi, entries, gpt, grub, slot, tryboot, uboot};
 
 const AT: UtcSeconds = UtcSeconds(1_800_000_000);
 
@@ -241,5 +241,14 @@ fn updates_through_efi_variables() {
 fn updates_through_tryboot() {
     for seed in 1..12 {
         live(&tryboot::Board::new(), seed * 7919);
+    }
+}
+
+#[test]
+fn updates_through_systemd_boot() {
+    for seed in 1..4 {
+        for board in entries::boards() {
+            live(&board, seed * 7919);
+        }
     }
 }

@@ -6,6 +6,7 @@
 mod command;
 mod count;
 mod efi;
+mod entries;
 mod gpt;
 mod grub;
 mod life;

@@ -24,6 +24,7 @@ pub mod file_lock;
 pub mod gpt;
 pub mod grub;
 pub mod running;
+pub mod systemd_boot;
 pub mod tryboot;
 pub mod uboot;
 
