@@ -12,6 +12,7 @@ pub use self::boot::{BootConfig, UbootScheme};
 use self::conditions::ConditionsSection;
 use self::restart::RestartSection;
 use self::status::StatusSection;
+use self::time::TimeSection;
 use crate::host::conditions::ConditionsConfig;
 use crate::host::health::CheckConfig;
 use crate::host::http::HttpOptions;
@@ -27,6 +28,7 @@ mod boot;
 mod conditions;
 mod restart;
 mod status;
+mod time;
 
 /// Where the configuration is when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/fwagent/fwagent.toml";
@@ -134,6 +136,8 @@ struct File {
     conditions: ConditionsSection,
     report: Option<Report>,
     status: Option<StatusSection>,
+    #[serde(default)]
+    time: TimeSection,
 }
 
 #[derive(Debug, Deserialize)]
@@ -478,7 +482,11 @@ impl File {
             status: self.status.map(|status| status.build(base)).transpose()?,
             report_url: self.report.map(|report| report.url),
             restart: self.restart.build(flagged),
-            conditions: self.conditions.build(base)?,
+            conditions: {
+                let mut conditions = self.conditions.build(base)?;
+                self.time.apply(&mut conditions.policy)?;
+                conditions
+            },
         })
     }
 }

@@ -227,10 +227,15 @@ impl Device {
         HostConditions::new(config, &self.config.state_dir, Arc::clone(&self.stop))
     }
 
+    /// What time it is, for a device in this state.
+    pub fn time(&self, state: &State) -> Reference {
+        let passed = state.floors.time.max(self.config.conditions.policy.not_before);
+        Reference::new(SystemClock.now(), passed)
+    }
+
     /// What withholds `ask` now, for a device in this state.
     pub fn held(&self, state: &State, facts: &Facts, ask: Ask) -> Option<Held> {
-        let time = Reference::new(SystemClock.now(), state.floors.time);
-        let reasons = judge(&self.config.conditions.policy, facts, time, &ask);
+        let reasons = judge(&self.config.conditions.policy, facts, self.time(state), &ask);
         (!reasons.is_empty()).then_some(Held { ask, reasons })
     }
 

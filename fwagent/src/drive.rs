@@ -21,7 +21,7 @@ use fwmeta::manifest::{Component, Encoding, Manifest};
 use fwmeta::role::{RoleKeys, RoleName, Root};
 use fwmeta::target::{TargetFile, TargetPath};
 use fwmeta::time::UtcSeconds;
-use fwmeta::trusted::TrustedSet;
+use fwmeta::trusted::{self, TrustedSet};
 use sha2::{Digest, Sha256};
 
 use crate::machine::conditions::{Ask, Condition, Gate, Policy, Withheld, judge as judge_conditions};
@@ -31,7 +31,7 @@ use crate::machine::rescue::Rescue;
 use crate::machine::slot::SlotId;
 use crate::machine::state::{Phase, State};
 use crate::machine::step::{Effect, Event, Refusal, step};
-use crate::machine::time::Reference;
+use crate::machine::time::{Freshness, Reference};
 use crate::ports::{
     BootControl, Clock, Conditions, Health, HealthCheck, MetadataStore, PortError, PortErrorKind, Reboot, SlotStore,
     Source as _, StateStore, Transport,
@@ -52,6 +52,14 @@ pub enum DriveError {
     /// Metadata were refused or could not be had.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// Metadata have expired: somebody keeps newer ones back, nobody signs them any more, or the clock is ahead.
+    #[error("the metadata are stale, and the time is {time}")]
+    Stale {
+        /// The time that was used.
+        time: Reference,
+        /// Which role has expired when.
+        source: Box<ClientError>,
+    },
     /// Metadata are older than what this device has seen.
     #[error("{role}: version {offered} is older than version {floor}, which this device has seen")]
     BelowMetadataFloor {
@@ -98,7 +106,8 @@ impl DriveError {
         match self {
             Self::Client(error) => error.is_refusal(),
             Self::Port(error) => error.kind == PortErrorKind::Refused,
-            Self::BelowMetadataFloor { .. }
+            Self::Stale { .. }
+            | Self::BelowMetadataFloor { .. }
             | Self::Manifest { .. }
             | Self::UnlistedPayload { .. }
             | Self::Refusal(_) => true,
@@ -138,6 +147,8 @@ pub struct Checked {
     pub problems: Vec<ClientError>,
     /// What withholds the update now.
     pub held: Option<Held>,
+    /// Whether the metadata are the newest, as far as their expiry tells; never stale, which is an error.
+    pub freshness: Freshness,
 }
 
 /// An update that has to wait.
@@ -357,6 +368,12 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
         self.ignore.extend(conditions);
     }
 
+    /// What time it is, as far as the device knows.
+    fn time(&mut self) -> Reference {
+        let passed = self.state.floors.time.max(self.setup.policy.not_before);
+        Reference::new(self.ports.clock.now(), passed)
+    }
+
     /// What withheld the update when it was last tried.
     pub fn held(&self) -> Option<&Held> {
         self.held.as_ref()
@@ -370,7 +387,7 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
             bytes,
             ignore: self.ignore.clone(),
         };
-        let time = Reference::new(self.ports.clock.now(), self.state.floors.time);
+        let time = self.time();
         let reasons = judge_conditions(&self.setup.policy, &self.ports.conditions.facts(), time, &ask);
         self.held = (!reasons.is_empty()).then_some(Held { ask, reasons });
         self.held.is_none()
@@ -432,11 +449,11 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
     /// [`DriveError`]; what was verified before the failure is kept.
     pub fn check(&mut self, wish: &Wish) -> Result<Checked, DriveError> {
         self.held = None;
-        let now = self.ports.clock.now().max(self.state.floors.time);
+        let time = self.time();
         let factory = self.metadata.factory_root()?;
         let history = self.metadata.root_history()?;
         let source = self.transport.metadata(self.metadata.known_timestamp())?;
-        let mut client = Client::new(source, &mut self.metadata, &factory, now)?;
+        let mut client = Client::new(source, &mut self.metadata, &factory, time.at)?;
         for root in &history {
             client.replay_root(root)?;
         }
@@ -455,6 +472,10 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
                 wish,
                 refreshed,
             ),
+            Err(error) if is_expiry(&error) => Err(DriveError::Stale {
+                time,
+                source: Box::new(error),
+            }),
             Err(error) => Err(error.into()),
         };
         // Whatever was verified stays, also when something after it was refused.
@@ -464,7 +485,11 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
         }
         metadata.commit()?;
         let mut checked = checked?;
-        self.raise_floors(seen, now)?;
+        checked.freshness = time.freshness(seen.expires);
+        // By a clock that is ahead, a delegated role may be the only one that has expired.
+        let expired = checked.problems.iter().any(is_expiry);
+        let risen = time.justified_floor(seen.expires).filter(|_| !expired);
+        self.raise_floors(seen, risen)?;
         if let Some(offer) = &checked.offer {
             self.pass(Gate::Install, offer.release.security, offer.download_bytes());
             checked.held = self.held.clone();
@@ -477,7 +502,7 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
     }
 
     /// Raises the metadata floors, and the time floor when that is worth a write.
-    fn raise_floors(&mut self, seen: Seen, now: UtcSeconds) -> Result<(), DriveError> {
+    fn raise_floors(&mut self, seen: Seen, time: Option<UtcSeconds>) -> Result<(), DriveError> {
         let mut next = self.state.clone();
         next.floors.root = next.floors.root.max(seen.root);
         for (floor, version) in [
@@ -489,8 +514,9 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
             }
         }
         let risen = next.floors != self.state.floors;
-        if risen || now.0.saturating_sub(next.floors.time.0) >= TIME_FLOOR_STEP {
-            next.floors.raise_time(now);
+        let time = time.unwrap_or(next.floors.time);
+        if risen || time.0.saturating_sub(next.floors.time.0) >= TIME_FLOOR_STEP {
+            next.floors.raise_time(time);
             self.ports.states.store(&next)?;
             self.state = next;
         }
@@ -775,6 +801,7 @@ fn examine<M: MetadataStore, T: Transport>(
         considered: decision.considered,
         problems: listed.problems,
         held: None,
+        freshness: Freshness::Unknown,
     })
 }
 
@@ -817,6 +844,8 @@ struct Seen {
     root: u64,
     timestamp: Option<(u64, BTreeSet<String>)>,
     snapshot: Option<(u64, BTreeSet<String>)>,
+    /// The earliest expiry of the top-level roles.
+    expires: UtcSeconds,
 }
 
 impl Seen {
@@ -831,6 +860,14 @@ impl Seen {
             snapshot: trusted
                 .snapshot()
                 .map(|snapshot| (snapshot.version, keys(&root.roles.snapshot))),
+            expires: [
+                trusted.timestamp().map(|timestamp| timestamp.expires),
+                trusted.snapshot().map(|snapshot| snapshot.expires),
+                trusted.targets(&RoleName::targets()).map(|targets| targets.expires),
+            ]
+            .into_iter()
+            .flatten()
+            .fold(root.expires, UtcSeconds::min),
         }
     }
 
@@ -852,6 +889,11 @@ impl Seen {
         }
         Ok(())
     }
+}
+
+/// Whether something was refused because it has expired.
+fn is_expiry(error: &ClientError) -> bool {
+    matches!(error, ClientError::Refused(refused) if matches!(refused.reason, trusted::Refusal::Expired { .. }))
 }
 
 fn role_keys(root: &Root, role: &RoleKeys) -> BTreeSet<String> {

@@ -80,6 +80,9 @@ impl From<DriveError> for Failure {
             Code::Environment
         };
         let advice = match &error {
+            DriveError::Stale { .. } => Some(
+                "set the clock if it is wrong; otherwise the server gives out what has expired, and hides what came after",
+            ),
             DriveError::NotProvisioned => Some("give it a root of trust with `fwagent provision --root ROOT`"),
             DriveError::Refusal(crate::machine::step::Refusal::UnexpectedSlot { .. }) => {
                 Some("boot the expected slot; the agent changes nothing until then")

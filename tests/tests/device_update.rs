@@ -223,7 +223,7 @@ fn a_security_release_takes_the_old_slot_away() -> anyhow::Result<()> {
     scene.ends(4, &["install"])?;
     let status = scene.world.status()?;
     ensure!(
-        status["last"]["result"] == "confirmed" && status["slots"][0]["status"] == "empty",
+        status["last"]["result"] == "confirmed" && status["slots"][0]["status"] == "bad",
         "{status}"
     );
     ensure!(status["floors"]["components"][0]["security"] == 2);

@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::drive::{Checked, DriveError, Held, chain};
 use crate::failure::{Code, Outcome};
 use crate::machine::plan::{Considered, Verdict, Wish};
+use crate::machine::time::Freshness;
 use crate::output::{Report, size};
 use crate::ports::Clock;
 
@@ -37,7 +38,7 @@ pub fn report(checked: &Checked, wish: &Wish) -> Report {
             offer.release.sequence,
             size(offer.download_bytes()),
             held.unwrap_or_default(),
-            lines(&checked.considered, &problems)
+            lines(checked, &problems)
         );
         return Report::done(text, json);
     }
@@ -64,11 +65,7 @@ pub fn report(checked: &Checked, wish: &Wish) -> Report {
     };
     let held = checked.held.as_ref().map(|held| format!("{held}\n"));
     Report {
-        text: format!(
-            "{first}\n{}{}",
-            held.unwrap_or_default(),
-            lines(&checked.considered, &problems)
-        ),
+        text: format!("{first}\n{}{}", held.unwrap_or_default(), lines(checked, &problems)),
         json,
         code,
     }
@@ -85,9 +82,12 @@ fn unseen(problems: &[ClientError]) -> Option<Code> {
     Some(if refused { Code::Refused } else { Code::Environment })
 }
 
-fn lines(considered: &[Considered], problems: &[String]) -> String {
+fn lines(checked: &Checked, problems: &[String]) -> String {
     let mut text = String::new();
-    for one in considered {
+    if checked.freshness != Freshness::Fresh {
+        text.push_str("nobody knows whether this is the newest: the clock is wrong\n");
+    }
+    for one in &checked.considered {
         text.push_str(&format!(
             "  {} (sequence {}) {}\n",
             one.version, one.sequence, one.verdict
@@ -123,6 +123,7 @@ fn to_value(checked: &Checked) -> Value {
         ("offer", offer.into()),
         ("considered", considered.into()),
         ("problems", problems.into()),
+        ("freshness", checked.freshness.word().into()),
         ("held", checked.held.as_ref().map(Held::to_value).into()),
     ])
 }
@@ -141,7 +142,11 @@ pub fn remember(device: &Device, checked: &Checked) {
 /// Notes that a check failed. A stop that was asked for is no failure.
 pub fn remember_failure(device: &Device, error: &DriveError) {
     if !error.is_stop() {
-        note(device, object([("error", chain(error).into())]));
+        let stale = matches!(error, DriveError::Stale { .. }).then(|| Freshness::Stale.word());
+        note(
+            device,
+            object([("error", chain(error).into()), ("freshness", stale.into())]),
+        );
     }
     if error.is_refusal() {
         report_refusal(device, error);

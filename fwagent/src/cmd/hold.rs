@@ -7,14 +7,11 @@ use crate::cli::Hold as Arguments;
 use crate::device::Device;
 use crate::drive::DriveError;
 use crate::failure::{Code, Failure, Outcome};
-use crate::host::clock::SystemClock;
 use crate::host::hold_file::HoldFile;
 use crate::host::state_file::StateFile;
 use crate::machine::hold::{Hold, REASON_BYTES, duration};
 use crate::machine::state::shortened;
-use crate::machine::time::Reference;
 use crate::output::Report;
-use crate::ports::Clock;
 
 pub fn hold(device: &Device, args: &Arguments) -> Outcome<Report> {
     let usage = |text: String| Failure::new(Code::Usage, text);
@@ -66,5 +63,5 @@ fn now(device: &Device) -> Outcome<UtcSeconds> {
     let state = StateFile::new(&device.config.state_dir)
         .peek()?
         .ok_or(DriveError::NotProvisioned)?;
-    Ok(Reference::new(SystemClock.now(), state.floors.time).at)
+    Ok(device.time(&state).at)
 }

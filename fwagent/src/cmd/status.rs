@@ -137,6 +137,7 @@ fn text(device: &Device, state: &State, running: &SlotId) -> String {
             floor.sequence, floor.security
         ));
     }
+    text.push_str(&format!("time: {}\n", device.time(state)));
     if let Some(held) = held(device, state) {
         text.push_str(&format!("{held}\n"));
     }
@@ -182,6 +183,7 @@ fn value(device: &Device, state: &State, running: &SlotId) -> Value {
         ("phase", state.phase.word().into()),
         ("slots", slots.collect::<Vec<_>>().into()),
         ("floors", state.floors.to_value()),
+        ("time", device.time(state).to_value()),
         ("held", held(device, state).as_ref().map(Held::to_value).into()),
         ("last", state.last.as_ref().map(outcome_value).into()),
     ])
@@ -225,6 +227,12 @@ fn note_lines(note: &Value) -> String {
     let Some(found) = note.get("found") else {
         return lines;
     };
+    if found
+        .get("freshness")
+        .is_some_and(|freshness| *freshness != Value::Null)
+    {
+        lines.push_str(&format!("  freshness: {}\n", text(found, "freshness")));
+    }
     if found.get("error").is_some() {
         lines.push_str(&format!("  failed: {}\n", text(found, "error")));
     }

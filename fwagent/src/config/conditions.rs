@@ -117,6 +117,7 @@ impl ConditionsSection {
                     .map_or(default.window_unknown_time, Choice::unknown),
                 security_passes,
                 prefetch: self.prefetch,
+                ..default
             },
             power_supply_dir: below(self.power_supply_dir, "/sys/class/power_supply"),
             inhibit_dir: below(self.inhibit_dir, "/run/fwagent/inhibit"),

@@ -15,7 +15,7 @@ use fwmeta::json::{Value, object};
 use fwmeta::time::UtcSeconds;
 
 use crate::machine::hold::Hold;
-use crate::machine::time::Reference;
+use crate::machine::time::{PROGRAM, Reference};
 use crate::machine::window::Windows;
 
 /// What is about to happen.
@@ -44,6 +44,8 @@ pub enum Condition {
     Power,
     /// Room for what is downloaded.
     Space,
+    /// Nobody knows whether the metadata are the newest.
+    Time,
     /// A program on the device asks to wait.
     Inhibit,
     /// The user asked to wait.
@@ -53,13 +55,21 @@ pub enum Condition {
 }
 
 impl Condition {
-    const ALL: [Self; 5] = [Self::Power, Self::Space, Self::Inhibit, Self::Hold, Self::Window];
+    const ALL: [Self; 6] = [
+        Self::Power,
+        Self::Space,
+        Self::Time,
+        Self::Inhibit,
+        Self::Hold,
+        Self::Window,
+    ];
 
     /// The word for people, JSON and configuration.
     pub fn word(self) -> &'static str {
         match self {
             Self::Power => "power",
             Self::Space => "space",
+            Self::Time => "time",
             Self::Inhibit => "inhibit",
             Self::Hold => "hold",
             Self::Window => "window",
@@ -71,9 +81,9 @@ impl Condition {
         Self::ALL.into_iter().find(|condition| condition.word() == word)
     }
 
-    /// Whether somebody's word can stand in for it. Nobody's word charges a battery or makes room.
+    /// Whether somebody's word can stand in for it. Nobody's word charges a battery, makes room or sets the clock.
     pub fn can_be_ignored(self) -> bool {
-        !matches!(self, Self::Power | Self::Space)
+        !matches!(self, Self::Power | Self::Space | Self::Time)
     }
 }
 
@@ -83,6 +93,17 @@ pub enum Unknown {
     /// Go on.
     Allow,
     /// Wait.
+    Refuse,
+}
+
+/// What may be installed while nobody knows whether the metadata are the newest (DESIGN §5.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownTime {
+    /// Everything: a clock that was never set stops no update.
+    Install,
+    /// Security releases.
+    SecurityOnly,
+    /// Nothing.
     Refuse,
 }
 
@@ -105,6 +126,10 @@ pub struct Policy {
     pub security_passes: BTreeSet<Condition>,
     /// Payloads are fetched while their installation waits.
     pub prefetch: bool,
+    /// When the clock is wrong, so that nobody knows whether metadata are the newest.
+    pub unknown_time: UnknownTime,
+    /// A moment that has certainly passed.
+    pub not_before: UtcSeconds,
 }
 
 impl Default for Policy {
@@ -118,6 +143,8 @@ impl Default for Policy {
             window_unknown_time: Unknown::Allow,
             security_passes: BTreeSet::new(),
             prefetch: false,
+            unknown_time: UnknownTime::Install,
+            not_before: PROGRAM,
         }
     }
 }
@@ -216,6 +243,10 @@ pub fn judge(policy: &Policy, facts: &Facts, time: Reference, ask: &Ask) -> Vec<
     );
     if ask.gate == Gate::Install {
         add(Condition::Space, space(policy, facts, ask).map(|reason| (reason, None)));
+        add(
+            Condition::Time,
+            unknown_time(policy, time, ask).map(|reason| (reason, None)),
+        );
     }
     for inhibitor in &facts.inhibitors {
         let reason = format!("{}: {}", inhibitor.name, inhibitor.reason);
@@ -251,6 +282,15 @@ fn space(policy: &Policy, facts: &Facts, ask: &Ask) -> Option<String> {
         "{free} bytes are free in the state directory, {needed} are needed: {} to download, {} in reserve",
         ask.bytes, policy.free_space
     ))
+}
+
+fn unknown_time(policy: &Policy, time: Reference, ask: &Ask) -> Option<String> {
+    let allowed = match policy.unknown_time {
+        UnknownTime::Install => true,
+        UnknownTime::SecurityOnly => ask.security,
+        UnknownTime::Refuse => false,
+    };
+    (!allowed && !time.clock_believed).then(|| format!("the time is {time}; set the clock"))
 }
 
 fn window(policy: &Policy, time: Reference) -> Option<(String, Option<UtcSeconds>)> {

@@ -197,3 +197,30 @@ fn a_hold_that_has_ended_holds_nothing() {
     assert!(held[0].to_string().ends_with(": holidays"));
     assert_eq!(judge(&Policy::default(), &facts, noon(), &ask(Gate::Install)), []);
 }
+
+#[test]
+fn a_clock_that_is_wrong_stops_what_the_maker_says() {
+    let wrong = Reference::new(UtcSeconds(0), noon().at);
+    let security = Ask {
+        security: true,
+        ..ask(Gate::Install)
+    };
+    for (unknown_time, feature, mends) in [
+        (UnknownTime::Install, true, true),
+        (UnknownTime::SecurityOnly, false, true),
+        (UnknownTime::Refuse, false, false),
+    ] {
+        let policy = Policy {
+            unknown_time,
+            ..Policy::default()
+        };
+        let allowed = |time, ask: &Ask| conditions(&policy, &good(), time, ask) != [Condition::Time];
+        assert_eq!(
+            (allowed(wrong, &ask(Gate::Install)), allowed(wrong, &security)),
+            (feature, mends)
+        );
+        assert!(allowed(noon(), &ask(Gate::Install)) && allowed(noon(), &security));
+        // What is in its slot was judged before.
+        assert!(allowed(wrong, &ask(Gate::Restart)));
+    }
+}
