@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use crate::config::DEFAULT_PATH;
 
+pub mod settings;
+
 /// Portable firmware update agent: verifies, installs into the inactive slot, tries, confirms or falls back.
 ///
 /// Exit codes: 0 done, 1 refused by verification, 2 usage, 3 environment, 4 nothing to do.
@@ -71,6 +73,14 @@ pub enum Command {
     /// Needs no configuration. Exit code 1 when an invariant is violated, or a deliberate mistake is not found.
     #[cfg(feature = "simulate")]
     Simulate(Simulate),
+    /// Read and change the settings that travel with the software
+    #[command(subcommand)]
+    Settings(settings::SettingsCommand),
+    /// Give all settings up for the factory defaults; root of trust, floors and identity stay
+    FactoryReset(settings::FactoryReset),
+    /// Confines itself and becomes a migration program
+    #[command(hide = true)]
+    MigrationChild(crate::host::settings::confine::MigrationChild),
     /// TUF client with the interface of the public conformance suite
     Tuf(crate::tuf::TufArgs),
 }
@@ -127,6 +137,9 @@ pub struct Install {
     /// Where the signed result of a bundle goes; STATE/bundle-result.json when absent
     #[arg(long, value_name = "FILE", requires = "bundle")]
     pub result: Option<PathBuf>,
+    /// Also when later edits of settings could not be carried back
+    #[arg(long)]
+    pub accept_one_way: bool,
 }
 
 /// Arguments of `hold`.

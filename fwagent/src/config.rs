@@ -11,12 +11,14 @@ use self::boot::BootSection;
 pub use self::boot::{BootConfig, UbootScheme};
 use self::conditions::ConditionsSection;
 use self::restart::RestartSection;
+use self::settings::SettingsSection;
 use self::status::StatusSection;
 use self::time::TimeSection;
 use crate::host::conditions::ConditionsConfig;
 use crate::host::health::CheckConfig;
 use crate::host::http::HttpOptions;
 use crate::host::restart::Restart;
+use crate::host::settings::SettingsConfig;
 use crate::host::slots::{SlotConfig, SlotKind};
 use crate::host::status_socket::SocketConfig;
 use crate::machine::boot::MAX_SLOTS;
@@ -27,6 +29,7 @@ use crate::machine::slot::SlotId;
 mod boot;
 mod conditions;
 mod restart;
+mod settings;
 mod status;
 mod time;
 
@@ -70,6 +73,8 @@ pub struct Config {
     pub report_url: Option<String>,
     /// Where a running agent says how it is.
     pub status: Option<SocketConfig>,
+    /// How settings are kept.
+    pub settings: SettingsConfig,
 }
 
 /// How a trial is confirmed after its checks passed.
@@ -138,6 +143,8 @@ struct File {
     status: Option<StatusSection>,
     #[serde(default)]
     time: TimeSection,
+    #[serde(default)]
+    settings: SettingsSection,
 }
 
 #[derive(Debug, Deserialize)]
@@ -487,6 +494,7 @@ impl File {
                 self.time.apply(&mut conditions.policy)?;
                 conditions
             },
+            settings: self.settings.build(base)?,
         })
     }
 }

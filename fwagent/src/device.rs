@@ -29,6 +29,7 @@ use crate::host::loader::uboot::Uboot;
 use crate::host::loader::{HostBoot, Loader};
 use crate::host::reporter::{Reported, Reporter};
 use crate::host::repository::HttpRepository;
+use crate::host::settings::HostSettings;
 use crate::host::slots::HostSlots;
 use crate::host::state_file::StateFile;
 use crate::host::status_socket::Hub;
@@ -132,6 +133,12 @@ impl Device {
             .into(),
             advice: Some("the boot loader of this device chooses the slot itself"),
         })
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> HostSettings {
+        let dir = &self.config.state_dir;
+        HostSettings::new(self.config.settings.clone(), dir, Arc::clone(&self.stop))
     }
 
     /// The slots.
@@ -291,12 +298,14 @@ impl Device {
             classes: self.config.classes(),
             boot_attempts: self.config.boot_attempts,
             policy: self.config.conditions.policy.clone(),
+            accept_one_way: self.config.settings.accept_one_way,
         };
         let ports = Ports {
             states,
             slots: Box::new(self.slots()),
             boot: self.boot(),
             health,
+            settings: Box::new(self.settings()),
             clock: Box::new(SystemClock),
             conditions: Box::new(self.conditions(self.config.conditions.inhibit_command.clone())),
             reboot: Box::new(self.config.restart.clone()),

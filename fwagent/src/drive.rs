@@ -24,6 +24,7 @@ use fwmeta::time::UtcSeconds;
 use fwmeta::trusted::{self, TrustedSet};
 use sha2::{Digest, Sha256};
 
+use self::settings::OfferedSettings;
 use crate::machine::conditions::{Ask, Condition, Gate, Policy, Withheld, judge as judge_conditions};
 use crate::machine::plan::{self, Considered, Identity, Wish};
 use crate::machine::release::ReleaseRef;
@@ -33,9 +34,11 @@ use crate::machine::state::{Phase, State};
 use crate::machine::step::{Effect, Event, Refusal, step};
 use crate::machine::time::{Freshness, Reference};
 use crate::ports::{
-    BootControl, Clock, Conditions, Health, HealthCheck, MetadataStore, PortError, PortErrorKind, Reboot, SlotStore,
-    Source as _, StateStore, Transport,
+    BootControl, Clock, Conditions, Health, HealthCheck, MetadataStore, PortError, PortErrorKind, Reboot,
+    SettingsStore, SlotStore, Source as _, StateStore, Transport,
 };
+
+pub mod settings;
 
 /// The time floor is stored only when it rises by so many seconds: a device that polls often must not wear its flash.
 const TIME_FLOOR_STEP: i64 = 3600;
@@ -184,6 +187,8 @@ pub struct Offer {
     pub manifest: Manifest,
     /// The payload of each component, in the order of the manifest.
     pub payloads: Vec<TargetFile>,
+    /// The way of the settings.
+    pub settings: OfferedSettings,
     /// Whether targets carry their digest in their names.
     consistent_snapshot: bool,
 }
@@ -242,6 +247,11 @@ pub enum Notice {
     },
     /// The update has to wait.
     Held(Held),
+    /// Something about settings that could not be done.
+    Settings {
+        /// What, and why.
+        problem: String,
+    },
     /// A step was taken.
     Entered {
         /// The phase.
@@ -278,6 +288,8 @@ pub struct Setup {
     pub boot_attempts: u32,
     /// When an update may go on.
     pub policy: Policy,
+    /// Releases whose migration of settings cannot be taken back need no word of an operator.
+    pub accept_one_way: bool,
 }
 
 /// The ports that need no type of their own.
@@ -290,6 +302,8 @@ pub struct Ports {
     pub boot: Box<dyn BootControl>,
     /// The health checks.
     pub health: Box<dyn HealthCheck>,
+    /// The settings.
+    pub settings: Box<dyn SettingsStore>,
     /// The clock.
     pub clock: Box<dyn Clock>,
     /// What decides whether an update may go on.
@@ -423,6 +437,7 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
         {
             self.ports.boot.replenish(running)?;
         }
+        self.examine_settings()?;
         self.dispatch(Event::PowerOn(view))
     }
 
@@ -528,6 +543,7 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
     /// # Errors
     /// [`DriveError`]; the running software is as it was.
     pub fn update(&mut self, wish: &Wish) -> Result<(Checked, Next), DriveError> {
+        self.finish_settings()?;
         let checked = self.check(wish)?;
         let Some(offer) = &checked.offer else {
             return Ok((checked, Next::Continue));
@@ -677,6 +693,12 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
                     }
                     Some(Event::Confirmed)
                 }
+                Effect::SettleSettings(_) => self.settle_settings()?,
+                Effect::CarrySettingsBack => self.carry_settings_back()?,
+                Effect::PublishSettings => {
+                    self.publish_settings();
+                    None
+                }
                 // Only into an update: whoever falls back must not wait.
                 Effect::Reboot if matches!(self.state.phase, Phase::Pending { .. }) && !self.may_restart() => {
                     Some(Event::Withheld)
@@ -717,6 +739,14 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
                 }
                 Err(error) => return Err(error.into()),
             }
+        }
+        match self.prepare_settings(&offer) {
+            Err(DriveError::Port(error)) if error.kind == PortErrorKind::Refused => {
+                let reason = chain(&error);
+                self.transport.discard_targets()?;
+                return Ok(Some(Event::InstallFailed { reason, refused: true }));
+            }
+            other => other?,
         }
         self.transport.discard_targets()?;
         Ok(Some(Event::Installed))
@@ -791,14 +821,19 @@ fn examine<M: MetadataStore, T: Transport>(
 ) -> Result<Checked, DriveError> {
     let listed = client.releases(&setup.identity.product)?;
     let decision = plan::choose(listed.found, &setup.identity, state, wish);
+    let mut considered = decision.considered;
     let offer = match decision.chosen {
-        Some(chosen) => Some(judge(client, transport, setup, &chosen)?),
+        Some(chosen) => {
+            let offer = judge(client, transport, setup, state, &chosen)?;
+            let accepted = wish.accept_one_way || setup.accept_one_way;
+            OfferedSettings::withhold(offer, accepted, &mut considered)
+        }
         None => None,
     };
     Ok(Checked {
         refreshed,
         offer,
-        considered: decision.considered,
+        considered,
         problems: listed.problems,
         held: None,
         freshness: Freshness::Unknown,
@@ -809,6 +844,7 @@ fn judge<M: MetadataStore, T: Transport>(
     client: &mut Client<T::Source, &mut M>,
     transport: &mut T,
     setup: &Setup,
+    state: &State,
     chosen: &Release,
 ) -> Result<Offer, DriveError> {
     let consistent_snapshot = client.trusted().root().consistent_snapshot;
@@ -833,6 +869,7 @@ fn judge<M: MetadataStore, T: Transport>(
     }
     Ok(Offer {
         release: ReleaseRef::of_manifest(&manifest, Sha256::digest(&bytes).into()),
+        settings: settings::offered::<M, T>(client, state, &manifest, &chosen.path)?,
         manifest,
         payloads,
         consistent_snapshot,

@@ -39,6 +39,10 @@ fn run() -> u8 {
             }
         };
     }
+    if let Command::MigrationChild(args) = &cli.command {
+        eprintln!("{:#}", fwagent::host::settings::confine::run(args));
+        return Code::Environment as u8;
+    }
     match fwagent::cmd::run(&cli) {
         Ok(report) => {
             output::report(&report, cli.json);

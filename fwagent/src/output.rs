@@ -143,6 +143,7 @@ pub fn value(notice: &Notice) -> Value {
         Notice::Verifying { component, done, total } => bytes("verifying", component, *done, *total),
         Notice::Writing { component, done, total } => bytes("writing", component, *done, *total),
         Notice::Held(held) => object([("event", "held".into()), ("held", held.to_value())]),
+        Notice::Settings { problem } => object([("event", "settings".into()), ("problem", problem.into())]),
         Notice::Entered { phase } => object([("event", "entered".into()), ("phase", (*phase).into())]),
         Notice::Effect(effect) => object([("event", "effect".into()), ("effect", effect_words(effect).into())]),
     }
@@ -166,6 +167,7 @@ pub(crate) fn words(notice: &Notice) -> String {
         Notice::Verifying { component, done, total } => bytes("verifying", component, *done, *total),
         Notice::Writing { component, done, total } => bytes("writing", component, *done, *total),
         Notice::Held(held) => held.to_string(),
+        Notice::Settings { problem } => format!("settings: {problem}"),
         Notice::Entered { phase } => format!("now {phase}"),
         Notice::Effect(effect) => effect_words(effect),
     }
@@ -179,6 +181,9 @@ fn effect_words(effect: &Effect) -> String {
         Effect::CheckHealth(slot) => format!("check health of slot {slot}"),
         Effect::Confirm(slot) => format!("confirm slot {slot}"),
         Effect::Reboot => "restart".to_owned(),
+        Effect::SettleSettings(slot) => format!("settle the settings of slot {slot}"),
+        Effect::CarrySettingsBack => "carry edits of settings over".to_owned(),
+        Effect::PublishSettings => "write the files of settings".to_owned(),
     }
 }
 

@@ -13,6 +13,8 @@ use fwmeta::time::UtcSeconds;
 
 use crate::machine::boot::BootView;
 use crate::machine::conditions::Facts;
+use crate::machine::settings::migrate::MigrationStep;
+use crate::machine::settings::slots::Change;
 use crate::machine::slot::SlotId;
 use crate::machine::state::State;
 
@@ -278,6 +280,56 @@ pub trait HealthCheck {
     /// # Errors
     /// [`PortError`] when no verdict could be reached; a check that cannot be started has failed.
     fn check(&mut self, slot: &SlotId) -> Result<Health, PortError>;
+}
+
+/// The settings that travel with the software. What a change names is on the medium before the change is returned.
+pub trait SettingsStore {
+    /// Keeps a migration program; its SHA-256.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn keep_program(&mut self, program: &[u8]) -> Result<[u8; 32], PortError>;
+
+    /// Makes the settings of a slot that is being written of the current ones: the dry run of the migrations. `schema` is
+    /// that of the release, if it names one.
+    ///
+    /// # Errors
+    /// [`PortError`]; of kind refused when a migration failed.
+    fn prepare(
+        &mut self,
+        state: &State,
+        slot: &SlotId,
+        schema: Option<u64>,
+        steps: Vec<MigrationStep>,
+        at: UtcSeconds,
+    ) -> Result<Change, PortError>;
+
+    /// Makes the settings of the slot on trial of what is current now; nothing when that was done before.
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare).
+    fn settle(&mut self, state: &State, slot: &SlotId, at: UtcSeconds) -> Result<Option<Change>, PortError>;
+
+    /// Carries edits over that were made with the software that ran before; nothing when there are none to be carried.
+    ///
+    /// # Errors
+    /// [`PortError`]; the edits stay where they are.
+    fn carry_back(&mut self, state: &State, at: UtcSeconds) -> Result<Option<Change>, PortError>;
+
+    /// Looks at the settings of the running slot, and names the last good generation when the current one is damaged.
+    ///
+    /// # Errors
+    /// [`PortError`] when none is whole.
+    fn examine(&mut self, state: &State) -> Result<Option<Change>, PortError>;
+
+    /// Brings the files in line that the device's own software reads. What could not be done, for people.
+    fn publish(&mut self, state: &State) -> Vec<String>;
+
+    /// Forgets what the stored state does not name.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    fn tidy(&mut self, state: &State) -> Result<(), PortError>;
 }
 
 /// The clock on the wall.

@@ -18,7 +18,7 @@ use fwagent::machine::uboot_config::Places;
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
-fwfuzz::tests!(targets: record 3000, hold 5000, boot 3000, config 3000, twin 500, generation 150, tar 3000, bundle 2000, zstd 1000, uboot 5000, grub 5000, fw_env 5000, kernel 5000, efi 5000, gpt 3000, autoboot 5000, entries 5000);
+fwfuzz::tests!(targets: record 3000, settings 3000, hold 5000, boot 3000, config 3000, twin 500, generation 150, tar 3000, bundle 2000, zstd 1000, uboot 5000, grub 5000, fw_env 5000, kernel 5000, efi 5000, gpt 3000, autoboot 5000, entries 5000);
 
 /// Mutations of what is refused at once would reach nothing.
 #[test]

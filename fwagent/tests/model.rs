@@ -398,6 +398,8 @@ impl System {
             }
             Todo::Do(effect) => {
                 let follows = match effect {
+                    // Left out when they are pushed.
+                    Effect::SettleSettings(_) | Effect::CarrySettingsBack | Effect::PublishSettings => None,
                     Effect::Clear(slot) => {
                         self.loader.disable(slot);
                         Some(Event::Cleared)
@@ -468,7 +470,15 @@ impl System {
             }
         };
         self.state = taken.state;
-        self.push(taken.effects.into_iter().map(Todo::Do));
+        // Settings decide nothing about slots; their life is in the tests of `machine::step`.
+        let own = |effect: &Effect| {
+            matches!(
+                effect,
+                Effect::SettleSettings(_) | Effect::CarrySettingsBack | Effect::PublishSettings
+            )
+        };
+        let effects = taken.effects.into_iter().filter(|effect| !own(effect));
+        self.push(effects.map(Todo::Do));
         let floor = |state: &State| state.floors.components().next().map(|(_, _, floor)| floor).unwrap();
         let (old, new) = (floor(&before), floor(&self.state));
         assert!(

@@ -255,6 +255,16 @@ pub struct ReleaseAdd {
     /// zstd level, 1 to 22
     #[arg(long, default_value_t = 19, value_parser = clap::value_parser!(i32).range(1..=22))]
     pub level: i32,
+    /// Schema of the settings that the software expects; devices of another one need migrations to it
+    #[arg(long, value_name = "N")]
+    pub settings_schema: Option<u64>,
+    /// Program that leads settings from one schema to another and, unless one-way, back; may be given several times
+    #[arg(
+        long = "migration",
+        value_name = "FROM:TO:FILE[:one-way]",
+        requires = "settings_schema"
+    )]
+    pub migrations: Vec<crate::migration::MigrationFile>,
     /// Text for people
     #[arg(long)]
     pub notes: Option<String>,

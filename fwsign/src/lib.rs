@@ -16,6 +16,7 @@ pub mod example_keys;
 pub mod failure;
 pub mod judge;
 pub mod keyfile;
+pub mod migration;
 pub mod output;
 pub mod passphrase;
 pub mod payload;

@@ -13,6 +13,7 @@ use fwagent::drive::{Checked, DriveError, Driver, Ports, Setup};
 use fwagent::host::boot_file::BootFile;
 use fwagent::host::health::HealthChecks;
 use fwagent::host::restart::Restart;
+use fwagent::host::settings::{HostSettings, SettingsConfig};
 use fwagent::host::slots::HostSlots;
 use fwagent::machine::conditions::{Condition, Facts, Policy, UnknownTime};
 use fwagent::machine::plan::{Identity, Wish};
@@ -219,14 +220,16 @@ impl Device {
             classes: vec!["system".to_owned()],
             boot_attempts: 3,
             policy: self.policy.clone(),
+            accept_one_way: false,
             rescue: None,
         };
-        // A check uses neither slots nor boot loader.
+        // A check uses neither slots, boot loader nor settings.
         let ports = Ports {
             states: Box::new(States(Rc::clone(&self.state))),
             slots: Box::new(HostSlots::new(Vec::new())),
             boot: Box::new(BootFile::new(nowhere)),
             health: Box::new(HealthChecks::new(Vec::new(), false, Arc::default(), |_| None)),
+            settings: Box::new(HostSettings::new(SettingsConfig::default(), nowhere, Arc::default())),
             clock: Box::new(At(clock)),
             conditions: Box::new(Ready),
             reboot: Box::new(Restart::Manual),

@@ -19,6 +19,9 @@ pub const TARGETS_BYTES: u64 = 64 * 1024 * 1024;
 /// Longest release manifest.
 pub const MANIFEST_BYTES: u64 = 1024 * 1024;
 
+/// Longest program that migrates settings.
+pub const MIGRATION_BYTES: u64 = 16 * 1024 * 1024;
+
 /// Values in one JSON document. Bounds the memory of the parser (16 bytes a value) for inputs such as `[0,0,0,…`.
 pub const JSON_VALUES: usize = 4_000_000;
 

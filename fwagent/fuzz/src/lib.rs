@@ -28,6 +28,11 @@ use fwagent::machine::grub_env::Block;
 use fwagent::machine::hold::{Hold, duration};
 use fwagent::machine::mounts::{self, Mount};
 use fwagent::machine::record;
+use fwagent::machine::settings::document::{self, Form};
+use fwagent::machine::settings::key::Classes;
+use fwagent::machine::settings::migrate::MigrationStep;
+use fwagent::machine::settings::render::{Format as FileFormat, render};
+use fwagent::machine::settings::values::{Edits, Values};
 use fwagent::machine::slot::SlotId;
 use fwagent::machine::slot_vars::{self, BootVars, SlotVars};
 use fwagent::machine::uboot_config::{MAX_ENV_BYTES, Places};
@@ -91,6 +96,35 @@ pub fn boot(data: &[u8]) {
             (before, after) => assert!(before == after && chosen == record.primary),
         }
         record = next;
+    }
+}
+
+/// Settings in any form: what is accepted means the same when written, an edit leads from nothing to them and back, and no
+/// answer of a migration sets what is protected.
+pub fn settings(data: &[u8]) {
+    let classes = Classes::default();
+    if let Ok(values) = MigrationStep::output(data, &classes) {
+        assert!(values.protected(&classes).is_empty());
+    }
+    for form in [Form::Json, Form::Toml] {
+        let _ = document::whole(data, form);
+        let Ok(tree) = document::tree(data, form) else { continue };
+        if let Ok(edits) = Edits::from_patch(&tree) {
+            let _ = Values::default().edited(&edits);
+        }
+        let Ok(values) = Values::from_tree(&tree) else { continue };
+        assert_eq!(Values::from_tree(&values.to_tree()).as_ref(), Ok(&values));
+        let edits = Values::default().edits_to(&values);
+        assert_eq!(Values::default().edited(&edits).as_ref(), Ok(&values));
+        assert_eq!(
+            values.edited(&values.edits_to(&Values::default())),
+            Ok(Values::default())
+        );
+        assert_eq!(Edits::from_patch(&edits.to_patch()), Ok(edits));
+        let _ = render(&values, FileFormat::Env);
+        if let Ok(toml) = render(&values, FileFormat::Toml) {
+            assert_eq!(document::tree(toml.as_bytes(), Form::Toml), Ok(values.to_tree()));
+        }
     }
 }
 

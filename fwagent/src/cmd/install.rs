@@ -54,7 +54,10 @@ fn write_result(device: &Device, result: &Outcome<Report>, path: &Path) -> Outco
 }
 
 fn install(device: &mut Device, args: &Install, json: bool) -> Outcome<Report> {
-    let wish = wish(device, &args.wish)?;
+    let wish = Wish {
+        accept_one_way: args.accept_one_way,
+        ..wish(device, &args.wish)?
+    };
     let ignore = ignored(&args.ignore)?;
     let _lock = device.lock()?;
     let watch = observer(device, json);

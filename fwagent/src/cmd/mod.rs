@@ -26,6 +26,7 @@ mod install;
 mod provision;
 mod report;
 mod run;
+mod settings;
 #[cfg(feature = "simulate")]
 mod simulate;
 mod status;
@@ -68,6 +69,9 @@ pub fn run(cli: &Cli) -> Outcome<Report> {
         Command::Adopt(args) => adopt::run(args),
         #[cfg(feature = "simulate")]
         Command::Simulate(args) => simulate::run(args, cli.json),
+        Command::Settings(command) => settings::run(&device, command),
+        Command::FactoryReset(args) => settings::factory_reset(&device, args),
+        Command::MigrationChild(_) => Err(Failure::new(Code::Usage, "only the agent itself starts this")),
         Command::Tuf(_) => Err(Failure::new(Code::Usage, "tuf works on no device")),
     }
 }
@@ -77,6 +81,7 @@ fn wish(device: &mut Device, args: &Check) -> Outcome<Wish> {
     let mut wish = Wish {
         version: version(args.version.as_deref())?,
         retry: args.retry,
+        ..Wish::default()
     };
     take_bundle(device, args.bundle.as_deref(), &mut wish)?;
     Ok(wish)

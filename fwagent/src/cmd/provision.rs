@@ -14,7 +14,7 @@ use fwmeta::trusted::TrustedSet;
 use sha2::{Digest, Sha256};
 
 use crate::cli::Provision;
-use crate::cmd::{check, observer, take_bundle, version};
+use crate::cmd::{check, observer, settings, take_bundle, version};
 use crate::device::Device;
 use crate::failure::{Code, Failure, Outcome};
 use crate::host::clock::SystemClock;
@@ -41,7 +41,7 @@ pub fn run(mut device: Device, args: &Provision, json: bool) -> Outcome<Report> 
     }
     let mut wish = Wish {
         version: version(args.version.as_deref())?,
-        retry: false,
+        ..Wish::default()
     };
     take_bundle(&mut device, args.bundle.as_deref(), &mut wish)?;
     let dir = device.config.state_dir.clone();
@@ -80,7 +80,7 @@ pub fn run(mut device: Device, args: &Provision, json: bool) -> Outcome<Report> 
         .context("keeping the root of trust")
         .map_err(environment)?;
 
-    let (state, release) = if args.from_server || args.bundle.is_some() {
+    let (mut state, release, schema) = if args.from_server || args.bundle.is_some() {
         let states = Box::new(InMemory(Some(State::new(slot.clone(), None))));
         let health = Box::new(device.health());
         let watch = observer(&device, json);
@@ -93,12 +93,14 @@ pub fn run(mut device: Device, args: &Provision, json: bool) -> Outcome<Report> 
         let mut state = driver.state().clone();
         state.floors.confirm(&release);
         state.confirmed.insert(slot.clone(), release.clone());
-        (state, Some(release))
-    } else if let Some(release) = adopted {
-        (State::new(slot.clone(), Some(release.clone())), Some(release))
+        let schema = offer.manifest.settings.as_ref().map(|settings| settings.schema);
+        (state, Some(release), schema)
+    } else if let Some((release, schema)) = adopted {
+        (State::new(slot.clone(), Some(release.clone())), Some(release), schema)
     } else {
-        (State::new(slot.clone(), None), None)
+        (State::new(slot.clone(), None), None, None)
     };
+    settings::first(&device, &mut state, schema)?;
     device.boot().create(&slot)?;
     // Made where nobody else is yet: its owner may read the public half in the factory.
     Identity::load_or_make(&dir).map_err(|error| Failure::new(Code::Environment, error))?;
@@ -138,8 +140,8 @@ fn first_slot(device: &Device, name: Option<&str>) -> Outcome<SlotId> {
     })
 }
 
-/// Checks the slot against the manifest of what the factory put there.
-fn adopt(device: &Device, slot: &SlotId, path: &Path) -> Outcome<ReleaseRef> {
+/// Checks the slot against the manifest of what the factory put there; the release, and the schema of its settings.
+fn adopt(device: &Device, slot: &SlotId, path: &Path) -> Outcome<(ReleaseRef, Option<u64>)> {
     let bytes = read_bounded(path, limits::MANIFEST_BYTES).map_err(|error| Failure::new(Code::Environment, error))?;
     let refused = |error: anyhow::Error| Failure::new(Code::Refused, error);
     let manifest = Manifest::parse(&bytes)
@@ -155,7 +157,8 @@ fn adopt(device: &Device, slot: &SlotId, path: &Path) -> Outcome<ReleaseRef> {
             )));
         }
     }
-    Ok(ReleaseRef::of_manifest(&manifest, Sha256::digest(&bytes).into()))
+    let release = ReleaseRef::of_manifest(&manifest, Sha256::digest(&bytes).into());
+    Ok((release, manifest.settings.map(|settings| settings.schema)))
 }
 
 fn read_bounded(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {

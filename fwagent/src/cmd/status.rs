@@ -8,6 +8,7 @@ use std::path::Path;
 use fwmeta::json::{Doc, Value, object};
 
 use crate::cmd::check::NOTE;
+use crate::cmd::settings;
 use crate::device::Device;
 use crate::drive::{DriveError, Held};
 use crate::failure::{Code, Failure, Outcome};
@@ -131,6 +132,7 @@ fn text(device: &Device, state: &State, running: &SlotId) -> String {
             .unwrap_or_default();
         text.push_str(&format!("slot {slot}: {}{held}\n", status.word()));
     }
+    text.push_str(&settings::summary(state, running).0);
     for (component, channel, floor) in state.floors.components() {
         text.push_str(&format!(
             "floor of {component} in {channel}: installs nothing below sequence {}, boots nothing below {}\n",
@@ -182,6 +184,7 @@ fn value(device: &Device, state: &State, running: &SlotId) -> Value {
         ("active", state.active.as_str().into()),
         ("phase", state.phase.word().into()),
         ("slots", slots.collect::<Vec<_>>().into()),
+        ("settings", settings::summary(state, running).1),
         ("floors", state.floors.to_value()),
         ("time", device.time(state).to_value()),
         ("held", held(device, state).as_ref().map(Held::to_value).into()),

@@ -16,6 +16,7 @@ pub mod process;
 pub mod reporter;
 pub mod repository;
 pub mod restart;
+pub mod settings;
 pub mod slots;
 pub mod state_file;
 pub mod status_socket;

@@ -80,7 +80,7 @@ pub fn run(run: &Run<'_>) -> io::Result<Finished> {
         .stderr(writer)
         .process_group(0)
         .spawn()?;
-    let mut group = Group { child, ended: false };
+    let mut group = Group::new(child);
     let mut tail = Tail::default();
     let killed = loop {
         let busy = tail.take(&mut pipe)?;
@@ -104,14 +104,18 @@ pub fn run(run: &Run<'_>) -> io::Result<Finished> {
 }
 
 /// A child that leads a process group. Dropping it kills the group.
-struct Group {
+pub(super) struct Group {
     child: Child,
     ended: bool,
 }
 
 impl Group {
+    pub(super) fn new(child: Child) -> Self {
+        Self { child, ended: false }
+    }
+
     /// Whether the leader has ended. It stays a zombie, so that its number, which is the group's too, is not given away.
-    fn has_ended(&self) -> io::Result<bool> {
+    pub(super) fn has_ended(&self) -> io::Result<bool> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         loop {
             match waitid(WaitId::Pid(self.id()), options) {
@@ -121,7 +125,8 @@ impl Group {
         }
     }
 
-    fn end(&mut self) -> io::Result<ExitStatus> {
+    /// Kills what is left of the group; how its leader ended.
+    pub(super) fn end(&mut self) -> io::Result<ExitStatus> {
         // The only error possible is that nobody is left.
         let _ = kill_process_group(self.id(), Signal::KILL);
         self.ended = true;

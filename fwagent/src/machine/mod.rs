@@ -8,6 +8,7 @@
 //! boot record                  -> boot  ->  slot + record   what a boot loader does
 //! state                        <-> record                   the bytes that survive a loss of power
 //! outcomes and refusals         -> journal                  statements that wait for a server
+//! step + generations           -> settings                  which settings go with which software
 //! variables of a boot loader   -> slot_vars                  the same for U-Boot (uboot_env) and GRUB (grub_env)
 //!                              -> boot_count                 U-Boot with one counter and the name of the slot
 //! texts of the kernel          -> mounts, cmdline            what is mounted, what is the root
@@ -38,6 +39,7 @@ pub mod record;
 pub mod release;
 pub mod rescue;
 pub mod schedule;
+pub mod settings;
 pub mod slot;
 pub mod slot_vars;
 pub mod state;

@@ -5,6 +5,7 @@ use fwmeta::json::{Value, object};
 use fwmeta::manifest::{Manifest, ManifestError, SemVer};
 
 use crate::machine::floor::BelowFloor;
+use crate::machine::settings::migrate::NoWay;
 use crate::machine::state::{Phase, State};
 
 /// What a device is.
@@ -27,6 +28,8 @@ pub struct Wish {
     pub version: Option<SemVer>,
     /// Also a release that failed here before.
     pub retry: bool,
+    /// Also a release whose migration of settings cannot be taken back.
+    pub accept_one_way: bool,
 }
 
 /// Why a release is or is not installed.
@@ -96,6 +99,17 @@ pub enum Verdict {
         needed: SemVer,
         /// The version installed, if it is known.
         installed: Option<SemVer>,
+    },
+    /// Going back would not bring edits of settings back.
+    #[error(
+        "migrates the settings from schema {from} to {to} without a way back for later edits; `fwagent install \
+         --accept-one-way` installs it"
+    )]
+    OneWay {
+        /// Schema of the device.
+        from: u64,
+        /// Schema of the release.
+        to: u64,
     },
     /// It failed here, or an operator gave it up.
     #[error("is not installed again by itself: {reason}")]
@@ -240,6 +254,9 @@ pub enum ManifestRefusal {
         /// Vendor of the device.
         device: String,
     },
+    /// The settings of the device cannot be used with it.
+    #[error(transparent)]
+    Settings(#[from] NoWay),
     /// A slot class of the device would stay without new content, or a component has no place.
     #[error("release fills slot classes {}, this device has {}", manifest.join(", "), device.join(", "))]
     SlotClasses {

@@ -13,6 +13,7 @@ use crate::machine::boot::MAX_SLOTS;
 use crate::machine::floor::Floors;
 use crate::machine::release::ReleaseRef;
 use crate::machine::rescue::Rescue;
+use crate::machine::settings::slots::SettingsState;
 use crate::machine::slot::SlotId;
 use crate::machine::state::{MAX_REJECTED, Outcome, Phase, Rejected, State, UpdateResult};
 
@@ -53,6 +54,7 @@ pub fn encode(state: &State) -> Vec<u8> {
         ("last", state.last.as_ref().map(outcome_value).into()),
         ("rescue", state.rescue.as_ref().map(rescue_value).into()),
         ("outcomes", state.outcomes.into()),
+        ("settings", state.settings.to_value()),
     ])
     .to_json()
     .into_bytes()
@@ -118,6 +120,11 @@ fn read(value: &Value) -> Option<State> {
         outcomes: match value.get("outcomes") {
             None => 0,
             Some(count) => count.as_u64()?,
+        },
+        // Records of agents before there were settings have none.
+        settings: match value.get("settings") {
+            None => SettingsState::default(),
+            Some(settings) => SettingsState::from_value(settings)?,
         },
     })
 }

@@ -7,6 +7,7 @@ use fwmeta::time::UtcSeconds;
 use crate::machine::floor::Floors;
 use crate::machine::release::ReleaseRef;
 use crate::machine::rescue::Rescue;
+use crate::machine::settings::slots::SettingsState;
 use crate::machine::slot::{SlotId, SlotStatus};
 
 /// Rejected releases that are remembered.
@@ -38,6 +39,8 @@ pub struct State {
     pub rescue: Option<Rescue>,
     /// How many updates have ended; the number of the last outcome.
     pub outcomes: u64,
+    /// Which settings each slot uses.
+    pub settings: SettingsState,
 }
 
 /// What is going on.
@@ -231,6 +234,7 @@ impl State {
             last: None,
             rescue: None,
             outcomes: 0,
+            settings: SettingsState::default(),
         }
     }
 

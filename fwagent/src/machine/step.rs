@@ -26,6 +26,8 @@ use fwmeta::time::UtcSeconds;
 use crate::machine::boot::BootView;
 use crate::machine::release::ReleaseRef;
 use crate::machine::rescue;
+use crate::machine::settings::follow;
+use crate::machine::settings::slots::Change;
 use crate::machine::slot::SlotId;
 use crate::machine::state::{LOG_BYTES, Outcome, Phase, REASON_BYTES, State, UpdateResult, shortened};
 
@@ -79,6 +81,8 @@ pub enum Event {
     ConfirmAsked,
     /// An operator wants the earlier software.
     RollbackAsked,
+    /// Settings changed, or were made for a slot.
+    Settings(Box<Change>),
 }
 
 /// Something to be done. Each may run twice.
@@ -100,6 +104,13 @@ pub enum Effect {
     Confirm(SlotId),
     /// Restart the device.
     Reboot,
+    /// Make the settings of the slot on trial of the current ones, unless it was done; gives `Settings`, or `HealthFailed`
+    /// when they cannot be migrated.
+    SettleSettings(SlotId),
+    /// Carry edits over that were made with the software that ran before; gives `Settings`.
+    CarrySettingsBack,
+    /// Write the files that the device's own software reads.
+    PublishSettings,
 }
 
 /// What follows from an event.
@@ -143,6 +154,12 @@ pub enum Refusal {
         /// The slot that should.
         expected: SlotId,
     },
+    /// Settings are edited for the software that runs.
+    #[error("slot {running} runs, and these settings are of another one")]
+    SettingsOfAnotherSlot {
+        /// The slot that runs.
+        running: SlotId,
+    },
     /// There is no earlier software that may be booted.
     #[error("there is no other confirmed slot at or above the security floor to go back to")]
     NothingToRollBackTo,
@@ -163,6 +180,7 @@ impl Event {
             Self::HealthPassed | Self::HealthFailed { .. } => "a health verdict",
             Self::Confirmed | Self::ConfirmAsked => "confirmation",
             Self::RollbackAsked => "rolling back",
+            Self::Settings(_) => "a change of settings",
         }
     }
 }
@@ -172,6 +190,13 @@ impl Event {
 /// # Errors
 /// [`Refusal`]; every pair of phase and event that is no transition is one.
 pub fn step(state: &State, event: Event, at: UtcSeconds) -> Result<Step, Refusal> {
+    let power_on = matches!(event, Event::PowerOn(_));
+    let mut taken = transition(state, event, at)?;
+    follow::follow(state, power_on, &mut taken);
+    Ok(taken)
+}
+
+fn transition(state: &State, event: Event, at: UtcSeconds) -> Result<Step, Refusal> {
     let not_now = Refusal::NotNow {
         event: event.word(),
         phase: state.phase.word(),
@@ -271,6 +296,7 @@ pub fn step(state: &State, event: Event, at: UtcSeconds) -> Result<Step, Refusal
             Ok(rescue::withheld(state, slot))
         }
         (Phase::ToRescue { slot, .. }, Event::Confirmed) => Ok(rescue::reached(state, slot)),
+        (_, Event::Settings(change)) => Ok(step_of(follow::changed(state, *change)?, vec![])),
         _ => Err(not_now),
     }
 }

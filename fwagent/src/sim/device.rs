@@ -16,6 +16,7 @@ use fwmeta::time::UtcSeconds;
 use crate::drive::{Driver, Next, Ports, Setup, chain};
 use crate::host::boot_file::BootFile;
 use crate::host::generation::GenerationStore;
+use crate::host::settings::{HostSettings, SettingsConfig};
 use crate::host::slots::FileSlot;
 use crate::host::state_file::StateFile;
 use crate::machine::conditions::{Facts, Policy};
@@ -307,6 +308,7 @@ impl SimDevice {
             notary: Rc::clone(&self.notary),
         };
         let recorder = Recorder::new(self.record(), Rc::clone(&self.notary), self.breakage);
+        let disk_of_settings = disk.clone();
         let ports = Ports {
             states: Box::new(WatchedStates(Rc::clone(&recorder))),
             slots: Box::new(SimSlots {
@@ -316,6 +318,12 @@ impl SimDevice {
             }),
             boot: Box::new(WatchedBoot::new(self.boot_record(), Rc::clone(&recorder))),
             health: Box::new(SimHealth(self.scene.behaviour(sequence))),
+            settings: Box::new(HostSettings::on(
+                &disk_of_settings,
+                SettingsConfig::default(),
+                dir,
+                Arc::default(),
+            )),
             clock: Box::new(SimClock(Rc::clone(&self.clock))),
             conditions: Box::new(SimConditions),
             reboot: Box::new(SimReboot(Rc::clone(&recorder))),
@@ -331,6 +339,7 @@ impl SimDevice {
             classes: vec![CLASS.to_owned()],
             boot_attempts: ATTEMPTS,
             policy: Policy::default(),
+            accept_one_way: false,
             rescue: None,
         };
         let transport = SimTransport {

@@ -68,6 +68,7 @@ impl Device<'_> {
             self.breath()?;
             let mut control = self.loader.control();
             let follows = match effect {
+                Effect::SettleSettings(_) | Effect::CarrySettingsBack | Effect::PublishSettings => None,
                 Effect::Clear(slot) => {
                     done(control.disable(&slot));
                     Some(Event::Cleared)

@@ -6,7 +6,7 @@ use anyhow::Context;
 use fwmeta::json::object;
 use fwmeta::key::{KeyId, PublicKey};
 use fwmeta::limits;
-use fwmeta::manifest::{Advisory, Component, Encoding, ImageKind, Kind, Manifest, Payload, SemVer};
+use fwmeta::manifest::{Advisory, Component, Encoding, ImageKind, Kind, Manifest, Payload, SemVer, Settings};
 use fwmeta::role::{RoleKeys, RoleName, Targets};
 use fwmeta::target::{TargetFile, TargetPath};
 
@@ -14,6 +14,7 @@ use super::product_name;
 use crate::bounded;
 use crate::cli::ReleaseAdd;
 use crate::failure::{Outcome, judged, refused, usage};
+use crate::migration;
 use crate::output::Report;
 use crate::payload::{self, Packed};
 use crate::release::{self, Precedent};
@@ -45,36 +46,47 @@ pub fn run(args: &ReleaseAdd) -> Outcome<Report> {
     let numbers = precedent
         .next(&args.channel, args.sequence, args.security_floor)
         .map_err(refused)?;
+    let (settings, migrations) =
+        migration::settings(&format!("{product}/{version}"), args.settings_schema, &args.migrations)?;
     // All but the image is known, so that a bad option is found now too.
+    let unknown = Payloads::unknown(args, &product, &version)?;
     check(&manifest(
         args,
         &product,
         &version,
         numbers,
-        &Payloads::unknown(args, &product, &version)?,
+        &unknown,
+        settings.clone(),
     )?)?;
 
     let payloads = pack(args, &product, &version, &mut writer)?;
-    let manifest = manifest(args, &product, &version, numbers, &payloads)?;
+    let manifest = manifest(args, &product, &version, numbers, &payloads, settings)?;
     check(&manifest)?;
     let bytes = manifest.to_value().to_json_pretty().into_bytes();
     let manifest_file = TargetFile::of_bytes(&bytes);
     writer.add_target(&manifest_target, &manifest_file, &bytes)?;
     let Payloads { target, packed, .. } = payloads;
+    let mut others = vec![(target.clone(), packed.file.clone())];
+    for migration in migrations {
+        writer.add_target(&migration.path, &migration.file, &migration.bytes)?;
+        others.push((migration.path, migration.file));
+    }
 
     let mut transaction = Transaction::new(writer, &ring, args.lifetimes.lifetimes())?;
     release::add_release(
         &mut targets,
         &manifest,
         (manifest_target.clone(), manifest_file.clone()),
-        vec![(target.clone(), packed.file.clone())],
+        others.clone(),
     )
     .map_err(refused)?;
     targets.version = repo.next_version(&product, targets.version);
     targets.expires = release::expiry(transaction.now, transaction.lifetimes.product);
     transaction.put_targets(&product, &targets, &role_keys, &public)?;
     transaction.expect_target(manifest_target.clone(), manifest_file);
-    transaction.expect_target(target.clone(), packed.file.clone());
+    for (path, file) in others {
+        transaction.expect_target(path, file);
+    }
     let snapshot = repo.next_version(&RoleName::snapshot(), current.snapshot.version);
     transaction.put_snapshot_and_timestamp(&current.root, Some(&current), snapshot, true)?;
     transaction.finish(&anchor, args.dry_run)?;
@@ -211,6 +223,7 @@ fn manifest(
     version: &SemVer,
     numbers: Precedent,
     payloads: &Payloads,
+    settings: Option<Settings>,
 ) -> Outcome<Manifest> {
     let requires = args.requires.as_deref().map(SemVer::parse).transpose();
     let requires = requires.map_err(|error| usage(format!("--requires is not a semantic version: {error}")))?;
@@ -241,7 +254,7 @@ fn manifest(
             patches: Vec::new(),
             verity_root: None,
         }],
-        settings: None,
+        settings,
         advisory: args.advisory.as_ref().map(|text| Advisory {
             text: text.clone(),
             cves: args.cves.clone(),

@@ -143,6 +143,7 @@ fn asking_for_a_version_evades_no_floor() {
     let wish = |minor| Wish {
         version: Some(SemVer::new(1, minor, 0)),
         retry: true,
+        ..Wish::default()
     };
     let releases = || vec![offered(1), offered(4), offered(5)];
     assert_eq!(verdicts(releases(), &device(2), &wish(4))[1].1, Verdict::Chosen);

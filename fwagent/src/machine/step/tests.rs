@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use fwmeta::manifest::SemVer;
 
 use super::*;
+
+mod settings;
 use crate::machine::boot::BootRecord;
 use crate::machine::record;
 use crate::machine::release::ComponentRef;
@@ -64,6 +66,8 @@ fn after(state: &State, events: impl IntoIterator<Item = Event>) -> Step {
     for event in events {
         last = step(&last.state, event.clone(), AT).unwrap_or_else(|error| panic!("{event:?}: {error}"));
     }
+    // Those have tests of their own.
+    last.effects.retain(|effect| !settings::is_own(effect));
     last
 }
 
@@ -340,22 +344,23 @@ fn every_cell_is_the_transition_or_refusal_listed_here() {
     // One row a phase, one column an event of `all_events`: i idle, l clearing, s staging, S staged, p pending, t trial,
     // c confirming, f falling back, r rolling back, - refused.
     let grid = [
-        ("idle", "ii--i" /* power-on */, "ll-----------"),
-        ("clearing", "ii--i", "lls--------i-"),
-        ("staging", "ss--s", "ss-Si------i-"),
-        ("staged", "SSttS", "ll---pS----i-"),
-        ("pending", "pitti", "------S----i-"),
-        ("trial", "iitti", "-------cf-cf-"),
-        ("confirming", "iicci", "---------i---"),
-        ("falling-back", "iiffi", "-------------"),
-        ("rolling-back", "iirrr", "---------r---"),
+        ("idle", "ii--i" /* power-on */, "ll-----------", "i----"),
+        ("clearing", "ii--i", "lls--------i-", "l----"),
+        ("staging", "ss--s", "ss-Si------i-", "s-s--"),
+        ("staged", "SSttS", "ll---pS----i-", "S----"),
+        ("pending", "pitti", "------S----i-", "p----"),
+        ("trial", "iitti", "-------cf-cf-", "-t-t-"),
+        ("confirming", "iicci", "---------i---", "-c---"),
+        ("falling-back", "iiffi", "-------------", "-f---"),
+        ("rolling-back", "iirrr", "---------r---", "-r---"),
     ];
     let states = phases();
     assert_eq!(states.len(), grid.len());
-    for (state, (name, power_on, others)) in states.iter().zip(grid) {
+    for (state, (name, power_on, others, own)) in states.iter().zip(grid) {
         assert_eq!(state.phase.word(), name);
-        let expected = format!("{power_on}{others}");
-        let actual: String = all_events().into_iter().map(|event| letter(state, event)).collect();
+        let expected = format!("{power_on}{others}{own}");
+        let events = all_events().into_iter().chain(settings::changes());
+        let actual: String = events.map(|event| letter(state, event)).collect();
         assert_eq!(actual, expected, "{name}");
     }
 }
@@ -379,6 +384,7 @@ struct Device {
     restart: bool,
     /// The device must not restart into an update.
     withheld: bool,
+    settings: settings::Kept,
 }
 
 impl Device {
@@ -392,6 +398,7 @@ impl Device {
         }
         let floors = self.state.floors.clone();
         self.state = step.state;
+        self.settings.check(&self.state);
         assert!(floors.components().all(|(component, channel, floor)| {
             self.state.floors.components().any(|(other, in_channel, now)| {
                 (component, channel) == (other, in_channel)
@@ -435,6 +442,11 @@ impl Device {
                         return;
                     }
                     self.whole.insert(slot, true);
+                    let prepared = self.settings.prepare(&self.state);
+                    self.run(prepared, healthy, budget);
+                    if *budget == 0 {
+                        return;
+                    }
                     Some(Event::Installed)
                 }
                 Effect::Arm(_) if self.withheld => Some(Event::Withheld),
@@ -446,6 +458,9 @@ impl Device {
                     self.boot = self.boot.armed(&slot, 2);
                     Some(Event::Armed { attempts: 2 })
                 }
+                Effect::SettleSettings(_) => self.settings.settle(&self.state),
+                Effect::CarrySettingsBack => self.settings.carry_back(&self.state),
+                Effect::PublishSettings => None,
                 Effect::CheckHealth(_) if healthy => Some(Event::HealthPassed),
                 Effect::CheckHealth(_) => Some(failed()),
                 Effect::Confirm(slot) => {
@@ -509,6 +524,7 @@ fn random_life_with_power_cuts_keeps_the_rules() {
             whole: BTreeMap::from([(slot("a"), true)]),
             restart: false,
             withheld: false,
+            settings: settings::Kept::new(seed),
         };
         let mut sequence = 1;
         for _ in 0..60 {
@@ -519,8 +535,12 @@ fn random_life_with_power_cuts_keeps_the_rules() {
             while budget > 0 && !device.restart && next(4) > 0 {
                 device.withheld = next(3) == 0;
                 let inactive = slot(if device.state.active == slot("a") { "b" } else { "a" });
-                let event = match next(4) {
-                    0 => Event::RollbackAsked,
+                let event = match next(8) {
+                    0 | 1 => Event::RollbackAsked,
+                    2..=4 => match device.settings.edit(&device.state) {
+                        Some(edit) => edit,
+                        None => continue,
+                    },
                     _ => {
                         sequence += 1;
                         Event::Planned {

@@ -224,6 +224,7 @@ fn random_life_between_main_and_rescue_keeps_the_rules() {
             random % below
         };
         let mut device = Device {
+            settings: super::settings::Kept::new(seed),
             state: main_runs(),
             boot: BootRecord::new(slot("a")),
             whole: BTreeMap::from([(slot("a"), true), (slot("r"), true)]),
