@@ -52,6 +52,10 @@ pub enum Command {
     Hold(Hold),
     /// End a hold
     Resume,
+    /// Say whether the record of the floors belongs to the counter in the TPM; exit code 1 when it does not
+    ///
+    /// Example: fwagent floors --accept-tpm
+    Floors(FloorsArgs),
     /// Say why there is or is not an update, from what the last check found
     Explain,
     /// Say which statements about this device wait for a server, send them, or take them away
@@ -106,6 +110,17 @@ pub struct Provision {
     /// Manifest of the software that is in that slot already; the slot is checked against it
     #[arg(long, value_name = "FILE")]
     pub manifest: Option<PathBuf>,
+    /// Also on a device whose TPM belongs to a record that is gone; its floors are lost
+    #[arg(long)]
+    pub accept_tpm: bool,
+}
+
+/// Arguments of `floors`.
+#[derive(Debug, clap::Args)]
+pub struct FloorsArgs {
+    /// Take the record as it is: after a TPM was replaced or cleared, or an older record was put back on purpose
+    #[arg(long)]
+    pub accept_tpm: bool,
 }
 
 /// Arguments of `check`.

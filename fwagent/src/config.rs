@@ -10,6 +10,7 @@ use serde::Deserialize;
 use self::boot::BootSection;
 pub use self::boot::{BootConfig, UbootScheme};
 use self::conditions::ConditionsSection;
+use self::floors::FloorsSection;
 use self::restart::RestartSection;
 use self::settings::SettingsSection;
 use self::status::StatusSection;
@@ -21,6 +22,7 @@ use crate::host::restart::Restart;
 use crate::host::settings::SettingsConfig;
 use crate::host::slots::{SlotConfig, SlotKind};
 use crate::host::status_socket::SocketConfig;
+use crate::host::tpm::Tpm;
 use crate::machine::boot::MAX_SLOTS;
 use crate::machine::plan::Identity;
 use crate::machine::schedule::Interval;
@@ -28,6 +30,7 @@ use crate::machine::slot::SlotId;
 
 mod boot;
 mod conditions;
+mod floors;
 mod restart;
 mod settings;
 mod status;
@@ -75,6 +78,8 @@ pub struct Config {
     pub status: Option<SocketConfig>,
     /// How settings are kept.
     pub settings: SettingsConfig,
+    /// The counter that the floors are bound to.
+    pub tpm: Option<Tpm>,
 }
 
 /// How a trial is confirmed after its checks passed.
@@ -141,6 +146,7 @@ struct File {
     conditions: ConditionsSection,
     report: Option<Report>,
     status: Option<StatusSection>,
+    floors: Option<FloorsSection>,
     #[serde(default)]
     time: TimeSection,
     #[serde(default)]
@@ -486,6 +492,7 @@ impl File {
                     within: seconds(self.health.manual_timeout_s.unwrap_or(24 * 3600)),
                 },
             },
+            tpm: self.floors.map(|floors| floors.build(base)).transpose()?,
             status: self.status.map(|status| status.build(base)).transpose()?,
             report_url: self.report.map(|report| report.url),
             restart: self.restart.build(flagged),

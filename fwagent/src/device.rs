@@ -33,6 +33,7 @@ use crate::host::settings::HostSettings;
 use crate::host::slots::HostSlots;
 use crate::host::state_file::StateFile;
 use crate::host::status_socket::Hub;
+use crate::host::tpm_state::TpmState;
 use crate::host::transport::HostTransport;
 use crate::machine::conditions::{Ask, Facts, judge};
 use crate::machine::state::State;
@@ -210,7 +211,11 @@ impl Device {
 
     /// The agent's record, whose outcomes are reported.
     pub fn states(&self) -> Reported {
-        Reported::new(StateFile::new(&self.config.state_dir), self.reporter())
+        let file = StateFile::new(&self.config.state_dir);
+        match self.config.tpm.clone() {
+            Some(tpm) => Reported::new(TpmState::new(file, tpm), self.reporter()),
+            None => Reported::new(file, self.reporter()),
+        }
     }
 
     /// The health checks as configured.

@@ -13,12 +13,13 @@ use fwagent::machine::efi_boot::LoadOption;
 use fwagent::machine::grub_env::Block;
 use fwagent::machine::mounts;
 use fwagent::machine::record;
+use fwagent::machine::tpm;
 use fwagent::machine::uboot_config::Places;
 
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
-fwfuzz::tests!(targets: record 3000, settings 3000, hold 5000, boot 3000, config 3000, twin 500, generation 150, tar 3000, bundle 2000, zstd 1000, uboot 5000, grub 5000, fw_env 5000, kernel 5000, efi 5000, gpt 3000, autoboot 5000, entries 5000);
+fwfuzz::tests!(targets: record 3000, settings 3000, hold 5000, boot 3000, config 3000, twin 500, generation 150, tar 3000, bundle 2000, zstd 1000, uboot 5000, grub 5000, fw_env 5000, kernel 5000, efi 5000, gpt 3000, autoboot 5000, entries 5000, tpm 5000);
 
 /// Mutations of what is refused at once would reach nothing.
 #[test]
@@ -39,6 +40,11 @@ fn seeds_are_accepted() {
     for path in seeds("autoboot") {
         let bytes = std::fs::read(path).unwrap();
         assert!(Autoboot::parse(&bytes).is_ok() || Attempt::decode(&bytes).is_some());
+    }
+    for path in seeds("tpm") {
+        let bytes = std::fs::read(path).unwrap();
+        let public = tpm::public(&bytes, 0x0150_0010).is_ok();
+        assert!(public || tpm::value(&bytes).is_ok() || tpm::done(&bytes).is_ok());
     }
     for path in seeds("efi") {
         let bytes = std::fs::read(path).unwrap();

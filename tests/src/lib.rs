@@ -10,6 +10,7 @@ pub mod repo_sim;
 pub mod report_server;
 pub mod sim_device;
 pub mod sim_server;
+pub mod swtpm;
 pub mod tools;
 pub mod vectors;
 pub mod vm;

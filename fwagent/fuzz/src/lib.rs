@@ -35,6 +35,7 @@ use fwagent::machine::settings::render::{Format as FileFormat, render};
 use fwagent::machine::settings::values::{Edits, Values};
 use fwagent::machine::slot::SlotId;
 use fwagent::machine::slot_vars::{self, BootVars, SlotVars};
+use fwagent::machine::tpm::{self, TpmError};
 use fwagent::machine::uboot_config::{MAX_ENV_BYTES, Places};
 use fwagent::machine::uboot_env::{ByteOrder, Environment, Format, Layout};
 use fwagent::machine::window::Windows;
@@ -125,6 +126,32 @@ pub fn settings(data: &[u8]) {
         if let Ok(toml) = render(&values, FileFormat::Toml) {
             assert_eq!(document::tree(toml.as_bytes(), Form::Toml), Ok(values.to_tree()));
         }
+    }
+}
+
+/// An answer of a TPM: it is read as no more than one of its kinds, never for another index, and only whole.
+pub fn tpm(data: &[u8]) {
+    const INDEX: u32 = 0x0150_0010;
+    if let Some(header) = data.first_chunk()
+        && let Ok(length) = tpm::announced(header)
+    {
+        assert!((tpm::HEADER_BYTES..=tpm::ANSWER_BYTES).contains(&length));
+    }
+    let (done, value, public) = (tpm::done(data), tpm::value(data), tpm::public(data, INDEX));
+    let accepted = [done.is_ok(), value.is_ok(), public.is_ok()];
+    let count = accepted.iter().filter(|accepted| **accepted).count();
+    assert!(count <= 1);
+    if count == 1 {
+        let header = data.first_chunk().expect("an answer has a header");
+        assert_eq!(tpm::announced(header), Ok(data.len()));
+        let shorter = data.split_last().map(|(_, rest)| rest).unwrap_or_default();
+        assert!(tpm::done(shorter).is_err() && tpm::value(shorter).is_err() && tpm::public(shorter, INDEX).is_err());
+    }
+    if value.is_ok() {
+        assert!(data.len() > 20 && data.ends_with(&[0, 0]));
+    }
+    if let Err(error @ TpmError::Code { .. }) = value {
+        assert!(error.to_string().contains("0x"));
     }
 }
 

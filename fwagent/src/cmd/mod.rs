@@ -20,6 +20,7 @@ mod adopt;
 mod boot;
 mod check;
 mod decide;
+mod floors;
 mod hold;
 mod identity;
 mod install;
@@ -60,6 +61,7 @@ pub fn run(cli: &Cli) -> Outcome<Report> {
         Command::Watch(args) => watch::run(&device, args, cli.json),
         Command::Hold(args) => hold::hold(&device, args),
         Command::Resume => hold::resume(&device),
+        Command::Floors(args) => floors::run(&device, args),
         Command::Explain => status::explain(&device),
         Command::Confirm => decide::confirm(device, cli.json),
         Command::Rollback => decide::rollback(device, cli.json),

@@ -14,13 +14,14 @@ use fwmeta::trusted::TrustedSet;
 use sha2::{Digest, Sha256};
 
 use crate::cli::Provision;
-use crate::cmd::{check, observer, settings, take_bundle, version};
+use crate::cmd::{check, floors, observer, settings, take_bundle, version};
 use crate::device::Device;
 use crate::failure::{Code, Failure, Outcome};
 use crate::host::clock::SystemClock;
 use crate::host::generation::GenerationStore;
 use crate::host::identity::Identity;
 use crate::host::state_file::StateFile;
+use crate::host::tpm_state::TpmState;
 use crate::machine::plan::Wish;
 use crate::machine::release::ReleaseRef;
 use crate::machine::slot::SlotId;
@@ -61,6 +62,7 @@ pub fn run(mut device: Device, args: &Provision, json: bool) -> Outcome<Report> 
             code: Code::Nothing,
         });
     }
+    floors::before_provision(&device, args.accept_tpm)?;
     // It may be all that is left of a device: what it boots is not to be changed by the way.
     if let Some(primary) = device.boot().primary()?.filter(|primary| *primary != slot) {
         return Err(Failure {
@@ -104,7 +106,12 @@ pub fn run(mut device: Device, args: &Provision, json: bool) -> Outcome<Report> 
     device.boot().create(&slot)?;
     // Made where nobody else is yet: its owner may read the public half in the factory.
     Identity::load_or_make(&dir).map_err(|error| Failure::new(Code::Environment, error))?;
-    file.store(&state)?;
+    match device.config.tpm.clone() {
+        Some(tpm) => {
+            TpmState::new(file, tpm).bind(&state)?;
+        }
+        None => file.store(&state)?,
+    }
     let held = match &release {
         Some(release) => format!("{} (sequence {})", release.version, release.sequence),
         None => "software that the agent does not know".to_owned(),

@@ -8,7 +8,7 @@ use std::path::Path;
 use fwmeta::json::{Doc, Value, object};
 
 use crate::cmd::check::NOTE;
-use crate::cmd::settings;
+use crate::cmd::{floors, settings};
 use crate::device::Device;
 use crate::drive::{DriveError, Held};
 use crate::failure::{Code, Failure, Outcome};
@@ -139,6 +139,9 @@ fn text(device: &Device, state: &State, running: &SlotId) -> String {
             floor.sequence, floor.security
         ));
     }
+    if let Some(look) = floors::look(device) {
+        text.push_str(&look.text);
+    }
     text.push_str(&format!("time: {}\n", device.time(state)));
     if let Some(held) = held(device, state) {
         text.push_str(&format!("{held}\n"));
@@ -186,6 +189,7 @@ fn value(device: &Device, state: &State, running: &SlotId) -> Value {
         ("slots", slots.collect::<Vec<_>>().into()),
         ("settings", settings::summary(state, running).1),
         ("floors", state.floors.to_value()),
+        ("tpm", floors::look(device).map(|look| look.json).into()),
         ("time", device.time(state).to_value()),
         ("held", held(device, state).as_ref().map(Held::to_value).into()),
         ("last", state.last.as_ref().map(outcome_value).into()),

@@ -23,6 +23,8 @@ pub mod status_socket;
 pub mod survey;
 pub mod system;
 mod tls;
+pub mod tpm;
+pub mod tpm_state;
 pub mod transport;
 pub mod tree;
 pub mod unpack;

@@ -284,19 +284,26 @@ const _: () = assert!(LOG_BYTES <= fwmeta::limits::STATEMENT_TEXT_BYTES);
 
 /// The agent's record, whose outcomes are reported before they are forgotten. A report that cannot be made is said on
 /// standard error and stops nothing: updates matter more.
-#[derive(Debug)]
 pub struct Reported {
-    inner: StateFile,
+    inner: Box<dyn StateStore>,
     reporter: Reporter,
     /// What could not be reported yet.
     behind: Option<Box<State>>,
 }
 
+impl std::fmt::Debug for Reported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reported")
+            .field("reporter", &self.reporter)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Reported {
     /// A record around `inner`.
-    pub fn new(inner: StateFile, reporter: Reporter) -> Self {
+    pub fn new(inner: impl StateStore + 'static, reporter: Reporter) -> Self {
         Self {
-            inner,
+            inner: Box::new(inner),
             reporter,
             behind: None,
         }

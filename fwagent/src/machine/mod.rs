@@ -16,6 +16,7 @@
 //! partition table              -> gpt, gpt_priority          both copies of it, and the attributes that loaders read
 //! entries of systemd-boot      -> boot_entries               names that count boots
 //! autoboot.txt                 -> autoboot                   the Raspberry Pi's tryboot
+//! record and TPM               -> counter, tpm            whether the record is the newest
 //! what a system shows          -> adopt                      a configuration for it, or what is missing
 //! ```
 
@@ -26,6 +27,7 @@ pub mod boot_count;
 pub mod boot_entries;
 pub mod cmdline;
 pub mod conditions;
+pub mod counter;
 pub mod efi_boot;
 pub mod floor;
 pub mod gpt;
@@ -45,6 +47,7 @@ pub mod slot_vars;
 pub mod state;
 pub mod step;
 pub mod time;
+pub mod tpm;
 pub mod uboot_config;
 pub mod uboot_env;
 pub mod window;

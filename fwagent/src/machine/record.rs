@@ -55,6 +55,7 @@ pub fn encode(state: &State) -> Vec<u8> {
         ("rescue", state.rescue.as_ref().map(rescue_value).into()),
         ("outcomes", state.outcomes.into()),
         ("settings", state.settings.to_value()),
+        ("counter", state.counter.into()),
     ])
     .to_json()
     .into_bytes()
@@ -125,6 +126,10 @@ fn read(value: &Value) -> Option<State> {
         settings: match value.get("settings") {
             None => SettingsState::default(),
             Some(settings) => SettingsState::from_value(settings)?,
+        },
+        counter: match value.get("counter") {
+            None | Some(Value::Null) => None,
+            Some(counter) => Some(counter.as_u64()?),
         },
     })
 }

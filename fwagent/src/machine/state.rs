@@ -41,6 +41,8 @@ pub struct State {
     pub outcomes: u64,
     /// Which settings each slot uses.
     pub settings: SettingsState,
+    /// The value of the counter in a second medium that this record belongs to; none where there never was one.
+    pub counter: Option<u64>,
 }
 
 /// What is going on.
@@ -235,6 +237,7 @@ impl State {
             rescue: None,
             outcomes: 0,
             settings: SettingsState::default(),
+            counter: None,
         }
     }
 
