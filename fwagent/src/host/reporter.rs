@@ -147,6 +147,13 @@ impl Reporter {
             self.append(&mut journal, Some(state), event, Some(state.outcomes))?;
             changed = true;
         }
+        for (result, reason) in about_settings(state) {
+            if journal.is_news(result, &reason) {
+                journal.note(result, &reason);
+                self.append(&mut journal, Some(state), event(result, &reason), None)?;
+                changed = true;
+            }
+        }
         if changed {
             self.store(&journal)?;
         }
@@ -224,7 +231,9 @@ impl Reporter {
             boots: journal.boots,
             event,
             active: state.map(|state| placed(&state.active, state.installed())),
-            settings_generation: None,
+            settings_generation: state
+                .and_then(|state| state.settings.slots.get(state.runs()))
+                .map(|held| held.generation.number),
             floors: floors
                 .into_iter()
                 .flat_map(|floors| floors.components())
@@ -250,6 +259,21 @@ impl Reporter {
         journal.push(&result, digest, bytes.clone(), outcome);
         Ok(bytes)
     }
+}
+
+/// What became of settings without anybody's wish.
+fn about_settings(state: &State) -> Vec<(&'static str, String)> {
+    let mut notes = Vec::new();
+    if let Some(orphan) = state.settings.orphans.last() {
+        let (keys, schema, at) = (orphan.keys, orphan.schema, orphan.at);
+        let reason = format!("{keys} edit(s) made in schema {schema} until {at}: {}", orphan.reason);
+        notes.push(("settings-orphaned", reason));
+    }
+    if let Some(damaged) = state.settings.damaged.last() {
+        let reason = format!("generation {damaged} was damaged, and the last good one took its place");
+        notes.push(("settings-damaged", reason));
+    }
+    notes
 }
 
 fn event(result: &str, reason: &str) -> Event {

@@ -16,7 +16,6 @@ use fwmeta::time::UtcSeconds;
 use crate::drive::{Driver, Next, Ports, Setup, chain};
 use crate::host::boot_file::BootFile;
 use crate::host::generation::GenerationStore;
-use crate::host::settings::{HostSettings, SettingsConfig};
 use crate::host::slots::FileSlot;
 use crate::host::state_file::StateFile;
 use crate::machine::conditions::{Facts, Policy};
@@ -28,7 +27,8 @@ use crate::ports::{Clock, Conditions, Health, HealthCheck, PortError, Progress, 
 use crate::sim::broken::Breakage;
 use crate::sim::disk::{Shared, SimDisk, Tree};
 use crate::sim::repository::{CHANNEL, CLASS, HARDWARE, NOW, Objects, PRODUCT, Published, Repository, SimTransport};
-use crate::sim::scenario::{Behaviour, Scenario};
+use crate::sim::scenario::{Behaviour, Operator, Scenario};
+use crate::sim::settings;
 use crate::sim::witness::{
     Notary, Recorder, SharedNotary, Versions, WatchedBoot, WatchedMetadata, WatchedStates, Witness, watch_boot,
 };
@@ -176,10 +176,11 @@ impl SimDevice {
         let state = State::new(a.clone(), Some(published.release.clone()));
         states.store(&state).map_err(fault)?;
         BootFile::on(&disk, Path::new(STATE_DIR)).create(&a).map_err(fault)?;
+        device.edit(1)?;
         for objects in scene.earlier.iter().skip(factory.saturating_sub(1)) {
             device.server = Rc::clone(objects);
             device.boots = 0;
-            device.settle(false)?;
+            device.settle(Operator::Away)?;
         }
         Ok((device.disk.seen(), device.witness()))
     }
@@ -308,7 +309,6 @@ impl SimDevice {
             notary: Rc::clone(&self.notary),
         };
         let recorder = Recorder::new(self.record(), Rc::clone(&self.notary), self.breakage);
-        let disk_of_settings = disk.clone();
         let ports = Ports {
             states: Box::new(WatchedStates(Rc::clone(&recorder))),
             slots: Box::new(SimSlots {
@@ -318,12 +318,7 @@ impl SimDevice {
             }),
             boot: Box::new(WatchedBoot::new(self.boot_record(), Rc::clone(&recorder))),
             health: Box::new(SimHealth(self.scene.behaviour(sequence))),
-            settings: Box::new(HostSettings::on(
-                &disk_of_settings,
-                SettingsConfig::default(),
-                dir,
-                Arc::default(),
-            )),
+            settings: Box::new(settings::store(&self.system())),
             clock: Box::new(SimClock(Rc::clone(&self.clock))),
             conditions: Box::new(SimConditions),
             reboot: Box::new(SimReboot(Rc::clone(&recorder))),
@@ -360,13 +355,27 @@ impl SimDevice {
         Ok((driver, recorder))
     }
 
-    /// Lets the device run, boot after boot and poll after poll, until a poll finds nothing to do. With `roll_back` an
-    /// operator asks for the earlier software first.
+    /// The settings become those of generation `number`.
+    fn edit(&self, number: u64) -> Result<(), Violation> {
+        let recorder = Recorder::new(self.record(), Rc::clone(&self.notary), self.breakage);
+        settings::edit(&self.system(), &recorder, number, UtcSeconds(self.clock.get()))
+    }
+
+    /// Whether the settings are those that the record names.
+    ///
+    /// # Errors
+    /// [`Violation`] when they are not.
+    pub fn has_settings_of(&self, state: &State) -> Result<(), Violation> {
+        settings::whole(&self.system(), state)
+    }
+
+    /// Lets the device run, boot after boot and poll after poll, until a poll finds nothing to do. The operator acts after
+    /// the first start.
     ///
     /// # Errors
     /// [`Violation`].
-    pub fn settle(&mut self, roll_back: bool) -> Result<(), Violation> {
-        let mut roll_back = roll_back;
+    pub fn settle(&mut self, operator: Operator) -> Result<(), Violation> {
+        let mut operator = operator;
         let stuck = |what: &str, error: &dyn std::error::Error| violated("I6", format!("{what}: {error}"));
         loop {
             let (running, sequence) = self.boot()?;
@@ -374,7 +383,7 @@ impl SimDevice {
                 self.tell(|| "it hangs".to_owned());
                 continue;
             }
-            let (mut driver, recorder) = self.agent(&running, sequence, &Rc::clone(&self.server))?;
+            let (mut driver, mut recorder) = self.agent(&running, sequence, &Rc::clone(&self.server))?;
             let late = |error: PortError| stuck("the record", &error);
             let next = driver
                 .power_on()
@@ -383,7 +392,17 @@ impl SimDevice {
             if next == Next::Restart {
                 continue;
             }
-            if std::mem::take(&mut roll_back) {
+            let acts = std::mem::replace(&mut operator, Operator::Away);
+            if acts == Operator::Edits {
+                drop(driver);
+                for number in 2..2 + settings::EDITS {
+                    self.tell(|| format!("the operator makes generation {number} of the settings"));
+                    self.edit(number)?;
+                }
+                // Another process did it, so that the agent starts anew.
+                (driver, recorder) = self.agent(&running, sequence, &Rc::clone(&self.server))?;
+            }
+            if acts == Operator::RollsBack {
                 self.tell(|| "the operator rolls back".to_owned());
                 let next = driver
                     .tell(Event::RollbackAsked)

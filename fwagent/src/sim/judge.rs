@@ -1,7 +1,8 @@
 //! The invariants of RULES §4.4, looked at after a cut.
 //!
 //! ```text
-//! the disk after the cut ->  what was reported is there (I5), no floor fell (I4), what is confirmed is whole (I1)
+//! the disk after the cut ->  what was reported is there (I5), no floor fell (I4), what is confirmed is whole (I1), the
+//!                            settings are those that the record names (I2, I3)
 //! copies of it           ->  every older offer is refused (I7)
 //! the disk itself        ->  boots (I1, I8), and comes to the scenario's end by itself (I6); the same again there
 //! ```
@@ -17,7 +18,7 @@ use crate::sim::broken::Breakage;
 use crate::sim::device::{Scene, SimDevice, Violation, slot, slot_path, violated};
 use crate::sim::disk::{Tree, Wreck};
 use crate::sim::repository::Objects;
-use crate::sim::scenario::Goal;
+use crate::sim::scenario::{Goal, Operator};
 use crate::sim::witness::{Versions, Witness};
 
 /// Sequence of the release in slot `a` when the device leaves the factory: nothing older is ever accepted.
@@ -60,7 +61,7 @@ pub fn undisturbed(
     wanted: Wanted,
 ) -> Result<Recovered, Violation> {
     let device = SimDevice::new(scene, tree, witness, breakage);
-    run(device, scene, scene.scenario.roll_back, None, wanted)
+    run(device, scene, scene.scenario.operator, None, wanted)
 }
 
 /// Looks at what a cut left, lets the device recover, and looks again. `promised` is what was reported before the cut,
@@ -86,13 +87,13 @@ pub fn recovered(
     }
     let recovering = device();
     recovering.disk.start_process();
-    run(recovering, scene, false, Some(promised), wanted)
+    run(recovering, scene, Operator::Away, Some(promised), wanted)
 }
 
 fn run(
     mut device: SimDevice,
     scene: &Rc<Scene>,
-    roll_back: bool,
+    operator: Operator,
     promised: Option<&Witness>,
     wanted: Wanted,
 ) -> Result<Recovered, Violation> {
@@ -101,7 +102,7 @@ fn run(
     }
     let story = wanted.story.then(|| Rc::new(RefCell::new(Vec::new())));
     device.story = story.clone();
-    let ended = device.settle(roll_back).and_then(|()| {
+    let ended = device.settle(operator).and_then(|()| {
         // Not recorded: it is looked at, not lived.
         let wrecks = device.disk.take_wrecks();
         reached(&device, scene, promised)?;
@@ -158,6 +159,7 @@ fn kept(device: &SimDevice, scene: &Scene, promised: &Witness) -> Result<(), Vio
     }
     if let Some(state) = state {
         whole(device, scene, &state)?;
+        device.has_settings_of(&state)?;
     }
     Ok(())
 }
@@ -259,6 +261,7 @@ fn reached(device: &SimDevice, scene: &Scene, promised: Option<&Witness>) -> Res
         ));
     }
     whole(device, scene, &state)?;
+    device.has_settings_of(&state)?;
     let primary = device.boot_record().primary().map_err(unread)?;
     if primary.as_ref() != Some(&state.active) {
         let text = format!(
@@ -277,7 +280,13 @@ fn reached(device: &SimDevice, scene: &Scene, promised: Option<&Witness>) -> Res
 }
 
 /// Directories in which interrupted writes leave files.
-const STORES: [&str; 3] = ["/state/", "/state/metadata/", "/state/metadata/objects/"];
+const STORES: [&str; 5] = [
+    "/state/",
+    "/state/metadata/",
+    "/state/metadata/objects/",
+    "/state/settings/",
+    "/state/settings/objects/",
+];
 
 fn leftovers(tree: &Tree, dir: &str) -> bool {
     tree.contents()

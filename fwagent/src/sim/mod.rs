@@ -24,6 +24,7 @@ pub mod disk;
 pub mod judge;
 pub mod repository;
 pub mod scenario;
+pub mod settings;
 pub mod witness;
 
 #[cfg(test)]

@@ -15,6 +15,17 @@ pub enum Behaviour {
     Hangs,
 }
 
+/// What an operator does when the scenario begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operator {
+    /// Nothing.
+    Away,
+    /// Asks for the earlier software.
+    RollsBack,
+    /// Changes settings, twice.
+    Edits,
+}
+
 /// How it must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Goal {
@@ -41,8 +52,8 @@ pub struct Scenario {
     pub published: &'static [Publication],
     /// What the newest release does.
     pub behaviour: Behaviour,
-    /// Whether an operator asks for the earlier software.
-    pub roll_back: bool,
+    /// What an operator does.
+    pub operator: Operator,
     /// How it must end.
     pub goal: Goal,
 }
@@ -58,7 +69,7 @@ pub const SCENARIOS: &[Scenario] = &[
         before: &[],
         published: &[Publication::release(3)],
         behaviour: Behaviour::Passes,
-        roll_back: false,
+        operator: Operator::Away,
         goal: Goal::Runs(3),
     },
     Scenario {
@@ -73,7 +84,7 @@ pub const SCENARIOS: &[Scenario] = &[
             wrong: false,
         }],
         behaviour: Behaviour::Fails,
-        roll_back: false,
+        operator: Operator::Away,
         goal: Goal::Rejects(2, 3),
     },
     Scenario {
@@ -83,7 +94,7 @@ pub const SCENARIOS: &[Scenario] = &[
         before: &[],
         published: &[Publication::release(3)],
         behaviour: Behaviour::Hangs,
-        roll_back: false,
+        operator: Operator::Away,
         goal: Goal::Rejects(2, 3),
     },
     Scenario {
@@ -98,7 +109,7 @@ pub const SCENARIOS: &[Scenario] = &[
             wrong: true,
         }],
         behaviour: Behaviour::Passes,
-        roll_back: false,
+        operator: Operator::Away,
         goal: Goal::Rejects(2, 3),
     },
     Scenario {
@@ -108,7 +119,7 @@ pub const SCENARIOS: &[Scenario] = &[
         before: &[Publication::release(3)],
         published: &[],
         behaviour: Behaviour::Passes,
-        roll_back: true,
+        operator: Operator::RollsBack,
         goal: Goal::RolledBack(2, 3),
     },
     Scenario {
@@ -123,7 +134,7 @@ pub const SCENARIOS: &[Scenario] = &[
             wrong: false,
         }],
         behaviour: Behaviour::Passes,
-        roll_back: false,
+        operator: Operator::Away,
         goal: Goal::Runs(4),
     },
     Scenario {
@@ -133,7 +144,17 @@ pub const SCENARIOS: &[Scenario] = &[
         before: &[],
         published: &[Publication::Rotation],
         behaviour: Behaviour::Passes,
-        roll_back: false,
+        operator: Operator::Away,
+        goal: Goal::Runs(2),
+    },
+    Scenario {
+        name: "settings",
+        about: "an operator changes settings twice, a password among them",
+        factory: FACTORY,
+        before: &[],
+        published: &[],
+        behaviour: Behaviour::Passes,
+        operator: Operator::Edits,
         goal: Goal::Runs(2),
     },
 ];

@@ -57,6 +57,21 @@ fn a_roll_back_and_new_metadata_survive_every_cut() {
     survives("metadata");
 }
 
+#[test]
+fn changed_settings_survive_every_cut() {
+    survives("settings");
+    // A rig that cannot fail proves nothing.
+    for breakage in [Breakage::NoFsync, Breakage::NoDirFsync] {
+        let tally = simulate("settings", breakage, SHORT);
+        let seen: std::collections::BTreeSet<_> = tally.shown.iter().map(|shown| shown.violation.invariant).collect();
+        assert!(
+            seen.contains("I2") || seen.contains("I5"),
+            "{}: {seen:?}",
+            breakage.word()
+        );
+    }
+}
+
 /// Every mistake, in the scenario in which it shows.
 #[test]
 fn each_deliberate_mistake_is_caught() {

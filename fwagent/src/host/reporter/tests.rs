@@ -7,6 +7,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::machine::release::ComponentRef;
+use crate::machine::settings::generation::GenerationId;
+use crate::machine::settings::slots::{Orphan, SlotSettings};
 use crate::machine::state::{Outcome, UpdateResult};
 
 fn about() -> About {
@@ -144,6 +146,38 @@ fn a_report_that_cannot_be_made_stops_nothing_and_is_made_up_for() {
         .map(|one| one.statement.event.outcome)
         .collect();
     assert_eq!(outcomes, [1, 2]);
+}
+
+#[test]
+fn settings_that_were_not_carried_over_are_reported_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut reporter = reporter(&dir);
+    let mut state = State::new(slot("a"), Some(release(1)));
+    reporter.catch_up(&state).unwrap();
+    assert!(said(&mut reporter).is_empty());
+    let generation = GenerationId {
+        number: 7,
+        sha256: [7; 32],
+    };
+    state
+        .settings
+        .slots
+        .insert(slot("a"), SlotSettings::first(generation, 1));
+    state.settings.orphans.push(Orphan {
+        sha256: [1; 32],
+        schema: 2,
+        keys: 3,
+        reason: "there is no way back".to_owned(),
+        at: UtcSeconds(0),
+    });
+    reporter.catch_up(&state).unwrap();
+    reporter.catch_up(&state).unwrap();
+    let said = said(&mut reporter);
+    assert_eq!(said.len(), 1);
+    let statement = &said[0].statement;
+    assert_eq!(statement.event.result, "settings-orphaned");
+    assert!(statement.event.reason.contains("3 edit(s)") && statement.event.reason.contains("no way back"));
+    assert_eq!(statement.settings_generation, Some(7));
 }
 
 #[test]
