@@ -15,7 +15,9 @@ use self::restart::RestartSection;
 use self::settings::SettingsSection;
 use self::status::StatusSection;
 use self::time::TimeSection;
+use self::watchdog::WatchdogSection;
 use crate::host::conditions::ConditionsConfig;
+use crate::host::evidence::{Evidence, MAX_PATTERNS};
 use crate::host::health::CheckConfig;
 use crate::host::http::HttpOptions;
 use crate::host::restart::Restart;
@@ -23,6 +25,7 @@ use crate::host::settings::SettingsConfig;
 use crate::host::slots::{SlotConfig, SlotKind};
 use crate::host::status_socket::SocketConfig;
 use crate::host::tpm::Tpm;
+use crate::host::watchdog::WatchdogConfig;
 use crate::machine::boot::MAX_SLOTS;
 use crate::machine::plan::Identity;
 use crate::machine::schedule::Interval;
@@ -35,6 +38,7 @@ mod restart;
 mod settings;
 mod status;
 mod time;
+mod watchdog;
 
 /// Where the configuration is when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/fwagent/fwagent.toml";
@@ -66,6 +70,12 @@ pub struct Config {
     pub interval: Interval,
     /// The health checks.
     pub checks: Vec<CheckConfig>,
+    /// Time for all health checks of a trial together.
+    pub health_deadline: Option<Duration>,
+    /// What a slot may have left behind that never came up.
+    pub evidence: Evidence,
+    /// What resets the device when a trial hangs.
+    pub watchdog: Option<WatchdogConfig>,
     /// How a trial is confirmed.
     pub confirm: Confirm,
     /// How to restart.
@@ -147,6 +157,7 @@ struct File {
     report: Option<Report>,
     status: Option<StatusSection>,
     floors: Option<FloorsSection>,
+    watchdog: Option<WatchdogSection>,
     #[serde(default)]
     time: TimeSection,
     #[serde(default)]
@@ -238,6 +249,8 @@ impl Default for Poll {
 struct HealthSection {
     confirm: ConfirmKind,
     manual_timeout_s: Option<u64>,
+    deadline_s: Option<u64>,
+    evidence: Vec<PathBuf>,
     check: Vec<Check>,
 }
 
@@ -338,6 +351,12 @@ impl Config {
     }
 }
 
+/// Whether a path names a file, of which only the name may have `*`.
+fn is_pattern(path: &Path) -> bool {
+    let starred = |path: &Path| path.as_os_str().as_encoded_bytes().contains(&b'*');
+    path.file_name().is_some() && !path.parent().is_some_and(starred)
+}
+
 type Problem = (String, String);
 
 fn problem<T>(field: impl Into<String>, text: impl Into<String>) -> Result<T, Problem> {
@@ -371,6 +390,18 @@ impl File {
             return problem(
                 "health.manual_timeout_s",
                 "is given, and health.confirm is not \"manual\"",
+            );
+        }
+        if self.health.deadline_s == Some(0) {
+            return problem("health.deadline_s", "is 0 seconds");
+        }
+        if self.health.evidence.len() > MAX_PATTERNS {
+            return problem("health.evidence", format!("has more than {MAX_PATTERNS} paths"));
+        }
+        if let Some(path) = self.health.evidence.iter().find(|path| !is_pattern(path)) {
+            return problem(
+                "health.evidence",
+                format!("{} names no file, or has * before its last component", path.display()),
             );
         }
         for check in &self.health.check {
@@ -486,6 +517,11 @@ impl File {
                 retry: seconds(self.poll.retry_s),
             },
             checks: checks.collect(),
+            health_deadline: self.health.deadline_s.map(seconds),
+            evidence: Evidence {
+                patterns: self.health.evidence.iter().map(|path| base.join(path)).collect(),
+            },
+            watchdog: self.watchdog.map(|watchdog| watchdog.build(base)).transpose()?,
             confirm: match self.health.confirm {
                 ConfirmKind::Auto => Confirm::Auto,
                 ConfirmKind::Manual => Confirm::Manual {
@@ -587,6 +623,13 @@ mod tests {
                 "health.check",
             ),
             (("[state]", "[boot]\ncontrol = \"lilo\"\n[state]"), "lilo"),
+            (("[state]", "[health]\ndeadline_s = 0\n[state]"), "health.deadline_s"),
+            (
+                ("[state]", "[health]\nevidence = [\"/*/log\"]\n[state]"),
+                "health.evidence",
+            ),
+            (("[state]", "[health]\nevidence = [\"/\"]\n[state]"), "health.evidence"),
+            (("[state]", "[watchdog]\n[state]"), "device"),
             (("path = \"slots/b\"", "path = \"slots/b\"\nrole = \"spare\""), "spare"),
         ] {
             let text = GOOD.replacen(change.0, change.1, 1);

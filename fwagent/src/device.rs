@@ -35,6 +35,7 @@ use crate::host::state_file::StateFile;
 use crate::host::status_socket::Hub;
 use crate::host::tpm_state::TpmState;
 use crate::host::transport::HostTransport;
+use crate::host::watchdog::{Watchdog, WatchedChecks};
 use crate::machine::conditions::{Ask, Facts, judge};
 use crate::machine::state::State;
 use crate::machine::time::Reference;
@@ -57,6 +58,8 @@ pub struct Device {
     pub bundle: Option<Bundle>,
     /// Who watches what is done.
     pub events: Option<Hub>,
+    /// Watches a trial.
+    pub watchdog: Option<Watchdog>,
     http: Option<Http>,
 }
 
@@ -64,6 +67,7 @@ impl Device {
     /// A device with this configuration.
     pub fn new(config: Config, stop: Arc<AtomicBool>) -> Self {
         Self {
+            watchdog: config.watchdog.clone().map(Watchdog::new),
             config,
             stop,
             bundle: None,
@@ -228,6 +232,15 @@ impl Device {
             Arc::clone(&self.stop),
             move |slot| slots.bootable_path(slot, None),
         )
+        .within(self.config.health_deadline)
+        .with_evidence(self.config.evidence.clone())
+    }
+
+    /// Nothing is on trial any more, or nobody is to watch it: the watchdog ends in order.
+    pub fn end_watch(&self) {
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.close();
+        }
     }
 
     /// What decides whether an update may go on, with this command asked among the rest.
@@ -256,7 +269,10 @@ impl Device {
     /// # Errors
     /// [`Failure`].
     pub fn driver(&mut self, observer: Observer) -> Outcome<HostDriver> {
-        let health = Box::new(self.health());
+        let health = Box::new(WatchedChecks {
+            checks: self.health(),
+            watchdog: self.watchdog.clone(),
+        });
         let states = Box::new(self.states());
         self.driver_with(observer, states, health)
     }

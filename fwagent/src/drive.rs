@@ -652,7 +652,10 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
 
     /// Takes a step: stores the next state, then runs the effects and whatever follows from them.
     fn dispatch(&mut self, event: Event) -> Result<Next, DriveError> {
-        let taken = step(&self.state, event, self.ports.clock.now())?;
+        let mut taken = step(&self.state, event, self.ports.clock.now())?;
+        if taken.is_unexplained(&self.state) {
+            taken.explain(&self.ports.health.evidence());
+        }
         if taken.state != self.state {
             self.ports.states.store(&taken.state)?;
             let moved = taken.state.phase != self.state.phase;

@@ -280,6 +280,11 @@ pub trait HealthCheck {
     /// # Errors
     /// [`PortError`] when no verdict could be reached; a check that cannot be started has failed.
     fn check(&mut self, slot: &SlotId) -> Result<Health, PortError>;
+
+    /// What a slot left behind whose agent said nothing, for people: harmless text, empty when there is none.
+    fn evidence(&mut self) -> String {
+        String::new()
+    }
 }
 
 /// The settings that travel with the software. What a change names is on the medium before the change is returned.

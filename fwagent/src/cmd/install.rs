@@ -66,7 +66,10 @@ fn install(device: &mut Device, args: &Install, json: bool) -> Outcome<Report> {
     if args.dry_run {
         return dry_run(device, &mut driver, &wish);
     }
-    if driver.power_on()? == Next::Restart {
+    let next = driver.power_on()?;
+    // What follows may take longer than a trial.
+    device.end_watch();
+    if next == Next::Restart {
         let text = "an update is installed already; the device restarts into it";
         return Ok(Report::done(text, object([("restart", true.into())])));
     }

@@ -56,6 +56,7 @@ pub fn run(mut device: Device, json: bool) -> Outcome<Report> {
             }
             continue;
         }
+        device.end_watch();
         if let Some(said) = reports.round(&mut device) {
             tell(&mut waiter, json, &said);
         }
@@ -86,6 +87,7 @@ pub fn run(mut device: Device, json: bool) -> Outcome<Report> {
         tell(&mut waiter, json, "waiting for the restart");
         waiter.pause(Duration::MAX);
     }
+    device.end_watch();
     let text = if restart { "ended for a restart" } else { "stopped" };
     Ok(Report::done(
         text,
@@ -213,6 +215,9 @@ fn manual_deadline(device: &Device, started: Instant) -> Outcome<Option<Instant>
 fn await_operator(device: &mut Device, waiter: &mut Waiter, until: Instant, json: bool) -> Outcome<Then> {
     tell(waiter, json, "waiting for `fwagent confirm` or `fwagent rollback`");
     while Instant::now() < until {
+        if let Some(watchdog) = &device.watchdog {
+            watchdog.go_on();
+        }
         if !waiter.pause(TRIAL_POLL) {
             return Ok((Next::Continue, None));
         }

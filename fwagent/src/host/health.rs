@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::host::evidence::Evidence;
 use crate::host::process::{End, Run, run};
 use crate::machine::slot::SlotId;
 use crate::ports::{Health, HealthCheck, PortError};
@@ -39,6 +40,8 @@ pub struct CheckConfig {
 pub struct HealthChecks {
     checks: Vec<CheckConfig>,
     manual: bool,
+    deadline: Option<Duration>,
+    evidence: Evidence,
     stop: Arc<AtomicBool>,
     slot_path: Box<SlotPath>,
 }
@@ -57,28 +60,70 @@ impl HealthChecks {
         Self {
             checks,
             manual,
+            deadline: None,
+            evidence: Evidence::default(),
             stop,
             slot_path: Box::new(slot_path),
         }
     }
 
+    /// With this much time for all of them together, tries and waits included.
+    #[must_use]
+    pub fn within(mut self, deadline: Option<Duration>) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// With this evidence of a slot that never came up.
+    #[must_use]
+    pub fn with_evidence(mut self, evidence: Evidence) -> Self {
+        self.evidence = evidence;
+        self
+    }
+
+    /// The longest time that they take: the deadline, or what their own times add up to.
+    pub fn longest(&self) -> Duration {
+        self.deadline.unwrap_or_else(|| {
+            let each = self.checks.iter().map(|check| {
+                let tries = check.timeout.saturating_mul(check.retries.saturating_add(1));
+                tries.saturating_add(check.retry_delay.saturating_mul(check.retries))
+            });
+            each.fold(Duration::ZERO, Duration::saturating_add)
+        })
+    }
+
     /// Tries one check until it passes or has no tries left; the verdict when it is not that it passed.
-    fn try_check(&self, check: &CheckConfig, slot: &SlotId) -> Option<Health> {
+    fn try_check(&self, check: &CheckConfig, slot: &SlotId, until: Option<Instant>) -> Option<Health> {
+        let left = || until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
+        let mut last = String::new();
         for again in (0..=check.retries).rev() {
-            match self.run_once(check, slot) {
+            if left().is_zero() {
+                break;
+            }
+            match self.run_once(check, slot, check.timeout.min(left())) {
                 Health::Passed => return None,
-                Health::Failed { .. } if again > 0 => {
-                    if !self.wait(check.retry_delay) {
+                // What is too late is not tried again, and why is said below.
+                Health::Failed { log, .. } if left().is_zero() => last = log,
+                Health::Failed { log, .. } if again > 0 => {
+                    last = log;
+                    if !self.wait(check.retry_delay.min(left())) {
                         return Some(Health::Stopped);
                     }
                 }
                 other => return Some(other),
             }
         }
-        None
+        let time = self.deadline.unwrap_or_default();
+        Some(Health::Failed {
+            reason: format!(
+                "check {:?} had not passed when the {time:?} for all checks were over",
+                check.name
+            ),
+            log: last,
+        })
     }
 
-    fn run_once(&self, check: &CheckConfig, slot: &SlotId) -> Health {
+    fn run_once(&self, check: &CheckConfig, slot: &SlotId, timeout: Duration) -> Health {
         let failed = |how: String, output: &[u8]| Health::Failed {
             reason: format!("check {:?} {how}", check.name),
             log: readable(output),
@@ -92,14 +137,14 @@ impl HealthChecks {
         let finished = run(&Run {
             argv: &argv,
             env: &env,
-            timeout: check.timeout,
+            timeout,
             stop: &self.stop,
         });
         match finished {
             Err(error) => failed(format!("cannot be started: {error}"), &[]),
             Ok(finished) => match finished.end {
                 End::Stopped => Health::Stopped,
-                End::TimedOut => failed(format!("did not end within {:?}", check.timeout), &finished.output),
+                End::TimedOut => failed(format!("did not end within {timeout:?}"), &finished.output),
                 End::Exited(status) if status.success() => Health::Passed,
                 End::Exited(status) => {
                     let how = match (status.code(), status.signal()) {
@@ -131,8 +176,9 @@ impl HealthChecks {
 
 impl HealthCheck for HealthChecks {
     fn check(&mut self, slot: &SlotId) -> Result<Health, PortError> {
+        let until = self.deadline.and_then(|time| Instant::now().checked_add(time));
         for check in &self.checks {
-            if let Some(verdict) = self.try_check(check, slot) {
+            if let Some(verdict) = self.try_check(check, slot, until) {
                 return Ok(verdict);
             }
         }
@@ -144,6 +190,10 @@ impl HealthCheck for HealthChecks {
         } else {
             Health::Passed
         })
+    }
+
+    fn evidence(&mut self) -> String {
+        self.evidence.read()
     }
 }
 
@@ -305,5 +355,70 @@ mod tests {
         assert_eq!(tries(0, 1), (true, 1));
         assert_eq!(tries(5, 3), (true, 3));
         assert_eq!(tries(2, 9), (false, 3));
+    }
+
+    #[test]
+    fn all_checks_together_end_at_their_deadline() {
+        let slot = SlotId::parse("b").unwrap();
+        let check_within = |checks: &[CheckConfig], deadline| {
+            let checks = HealthChecks::new(checks.to_vec(), false, Arc::default(), |_| Some(PathBuf::from("/slot")));
+            checks.within(Some(deadline)).check(&slot).unwrap()
+        };
+        let (short, long) = (Duration::from_millis(300), Duration::from_secs(60));
+        let for_ever = CheckConfig {
+            retries: u32::MAX,
+            ..check("late", "echo no link; false")
+        };
+        let hanging = CheckConfig {
+            timeout: Duration::MAX,
+            ..check("late", "echo no link; sleep 1000")
+        };
+        let waiting = CheckConfig {
+            retry_delay: Duration::MAX,
+            retries: 1,
+            ..for_ever.clone()
+        };
+        let begin = Instant::now();
+        for endless in [for_ever, hanging, waiting] {
+            let Health::Failed { reason, log } = check_within(&[check("good", "true"), endless], short) else {
+                panic!("passed");
+            };
+            assert_eq!(
+                reason,
+                "check \"late\" had not passed when the 300ms for all checks were over"
+            );
+            assert_eq!(log, "no link");
+        }
+        assert!(begin.elapsed() < long);
+        // What ends in time has its own verdict.
+        assert_eq!(check_within(&[check("good", "true")], long), Health::Passed);
+        let Health::Failed { reason, .. } = check_within(&[check("bad", "exit 3")], long) else {
+            panic!("passed");
+        };
+        assert_eq!(reason, "check \"bad\" ended with exit status 3");
+    }
+
+    #[test]
+    fn the_longest_time_is_the_deadline_or_the_sum() {
+        let seconds = Duration::from_secs;
+        let slow = CheckConfig {
+            retries: 2,
+            retry_delay: seconds(5),
+            ..check("slow", "true")
+        };
+        let endless = CheckConfig {
+            retries: u32::MAX,
+            timeout: Duration::MAX,
+            ..slow.clone()
+        };
+        let longest = |checks: &[&CheckConfig], deadline| {
+            let checks = checks.iter().map(|check| (*check).clone()).collect();
+            let checks = HealthChecks::new(checks, false, Arc::default(), |_| None);
+            checks.within(deadline).longest()
+        };
+        assert_eq!(longest(&[], None), Duration::ZERO);
+        assert_eq!(longest(&[&slow, &slow], None), seconds(2 * (3 * 60 + 2 * 5)));
+        assert_eq!(longest(&[&slow, &endless], None), Duration::MAX);
+        assert_eq!(longest(&[&endless], Some(seconds(7))), seconds(7));
     }
 }

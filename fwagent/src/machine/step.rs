@@ -122,6 +122,25 @@ pub struct Step {
     pub effects: Vec<Effect>,
 }
 
+impl Step {
+    /// Whether this step, from `before`, records a fall-back of which nothing is known but that the boot loader went back:
+    /// the agent never ran in the slot, or was not heard any more.
+    pub fn is_unexplained(&self, before: &State) -> bool {
+        let unheard = matches!(before.phase, Phase::Pending { .. } | Phase::Trial { .. });
+        let last = self.state.last.as_ref();
+        unheard
+            && self.state.outcomes != before.outcomes
+            && last.is_some_and(|last| last.result == UpdateResult::FellBack && last.log.is_empty())
+    }
+
+    /// Adds what the slot left behind to the outcome; the last [`LOG_BYTES`] of it.
+    pub fn explain(&mut self, evidence: &str) {
+        if let Some(last) = &mut self.state.last {
+            last.log = shortened(evidence, LOG_BYTES);
+        }
+    }
+}
+
 /// The event makes no sense in this state; the state does not change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -141,6 +141,34 @@ fn used_up_attempts_are_a_fall_back_and_a_missing_restart_is_not() {
 }
 
 #[test]
+fn a_slot_that_was_not_heard_of_is_explained_by_what_it_left_behind() {
+    let pending = after(&device(), to_trial().into_iter().take(4)).state;
+    let trial = after(&pending, [booted("b", Some(2))]).state;
+    for before in [&pending, &trial] {
+        let mut end = after(before, [booted("a", Some(0))]);
+        assert!(end.is_unexplained(before));
+        end.explain(&format!("{}Kernel panic", "x".repeat(LOG_BYTES)));
+        let last = end.state.last.as_ref().unwrap();
+        assert!(last.log.ends_with("xKernel panic") && last.log.len() == LOG_BYTES);
+        assert!(last.reason.contains("attempt") || last.reason.contains("went back"));
+    }
+    // A trial that failed by itself has said why; nor is there an outcome before the attempts are used up.
+    let failing = after(&trial, [failed()]).state;
+    for (before, event) in [
+        (&failing, booted("a", None)),
+        (&pending, booted("a", Some(3))),
+        (&pending, booted("b", Some(2))),
+        (&trial, Event::HealthPassed),
+    ] {
+        assert!(!after(before, [event.clone()]).is_unexplained(before), "{event:?}");
+    }
+    // An outcome of an earlier update is not touched.
+    let mut again = failing.clone();
+    again.last = after(&pending, [booted("a", Some(0))]).state.last;
+    assert!(!after(&again, [booted("b", None)]).is_unexplained(&again));
+}
+
+#[test]
 fn a_cut_between_verdict_and_confirmation_is_finished_or_forgotten_but_never_rejected() {
     let confirming = after(&device(), to_trial().into_iter().chain([Event::HealthPassed])).state;
     let again = after(&confirming, [booted("b", None)]);
