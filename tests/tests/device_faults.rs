@@ -46,38 +46,58 @@ struct Stage {
     command: &'static [&'static str],
     /// What must hold after the next boot when the command has reported success.
     done: fn(&Value) -> bool,
+    /// Whether the next stage begins where this one ends, or where it began.
+    goes_on: bool,
 }
 
-const STAGES: [Stage; 6] = [
+const STAGES: [Stage; 8] = [
     Stage {
         name: "install",
         command: &["install", "--version", "1.1.0"],
         done: |status| status["running_release"]["version"] == "1.1.0",
+        goes_on: true,
     },
     Stage {
         name: "boot-trial",
         command: &["boot"],
         done: |_| true,
+        goes_on: true,
     },
     Stage {
         name: "confirm",
         command: &["install", "--version", "1.1.0"],
         done: |status| status["active"] == "b" && status["last"]["result"] == "confirmed",
+        goes_on: true,
+    },
+    Stage {
+        name: "settings",
+        command: &["settings", "set", "access.password", "changed"],
+        done: |status| status["settings"]["generation"] == 2,
+        goes_on: true,
+    },
+    Stage {
+        name: "roll-back",
+        command: &["rollback"],
+        done: |status| status["running_release"]["version"] == "1.0.0",
+        goes_on: false,
     },
     Stage {
         name: "install-bad",
         command: &["install", "--version", "1.2.0"],
         done: |status| status["running_release"]["version"] == "1.2.0",
+        goes_on: true,
     },
     Stage {
         name: "fall-back",
         command: &["install", "--version", "1.2.0"],
         done: |status| status["active"] == "b" && status["running"] == "b",
+        goes_on: true,
     },
     Stage {
         name: "record-fall-back",
         command: &["install", "--version", "1.2.0"],
         done: |status| status["phase"] == "idle" && status["last"]["result"] == "fell-back",
+        goes_on: true,
     },
 ];
 
@@ -146,7 +166,9 @@ fn campaign(slots: Slots) -> anyhow::Result<()> {
         );
         ensure!(!strikes.is_empty(), "{}: nothing was struck", stage.name);
         rig.restore(stage.name)?;
-        rig.scene.world.fwagent(stage.command)?;
+        if stage.goes_on {
+            rig.scene.world.fwagent(stage.command)?;
+        }
     }
     println!("{slots:?}: {count:?}");
     let ends = |fault: &str, end: &str| {
