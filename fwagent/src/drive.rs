@@ -12,257 +12,39 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Read;
-use std::time::Duration;
 
-use fwmeta::client::{Client, ClientError, Refreshed, Release};
-use fwmeta::json::{Value, object};
-use fwmeta::limits;
-use fwmeta::manifest::{Component, Encoding, Manifest};
-use fwmeta::role::{RoleKeys, RoleName, Root};
-use fwmeta::target::{TargetFile, TargetPath};
+use fwmeta::client::Client;
+use fwmeta::manifest::{Component, Encoding};
+use fwmeta::target::TargetFile;
 use fwmeta::time::UtcSeconds;
-use fwmeta::trusted::{self, TrustedSet};
-use sha2::{Digest, Sha256};
 
-use self::settings::OfferedSettings;
-use crate::machine::conditions::{Ask, Condition, Gate, Policy, Withheld, judge as judge_conditions};
-use crate::machine::plan::{self, Considered, Identity, Wish};
+use crate::machine::conditions::{Ask, Condition, Gate, Policy, judge as judge_conditions};
+use crate::machine::plan::{Identity, Wish};
 use crate::machine::release::ReleaseRef;
 use crate::machine::rescue::Rescue;
 use crate::machine::slot::SlotId;
 use crate::machine::state::{Phase, State};
 use crate::machine::step::{Effect, Event, Refusal, step};
-use crate::machine::time::{Freshness, Reference};
+use crate::machine::time::Reference;
 use crate::ports::{
     BootControl, Clock, Conditions, Health, HealthCheck, MetadataStore, PortError, PortErrorKind, Reboot,
     SettingsStore, SlotStore, Source as _, StateStore, Transport,
 };
 
+mod error;
+mod examine;
+mod notice;
 pub mod settings;
+
+pub use self::error::{DriveError, chain};
+pub use self::examine::{Checked, Offer};
+use self::examine::{Seen, examine, is_expiry};
+pub use self::notice::{Held, Notice, Observer};
 
 /// The time floor is stored only when it rises by so many seconds: a device that polls often must not wear its flash.
 const TIME_FLOOR_STEP: i64 = 3600;
 /// Exponent of the largest window that a payload may ask for: 8 MiB.
 const WINDOW_LOG: u32 = 23;
-
-/// Why something could not be done.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DriveError {
-    /// The device was never provisioned.
-    #[error("this device was never provisioned")]
-    NotProvisioned,
-    /// Metadata were refused or could not be had.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    /// Metadata have expired: somebody keeps newer ones back, nobody signs them any more, or the clock is ahead.
-    #[error("the metadata are stale, and the time is {time}")]
-    Stale {
-        /// The time that was used.
-        time: Reference,
-        /// Which role has expired when.
-        source: Box<ClientError>,
-    },
-    /// Metadata are older than what this device has seen.
-    #[error("{role}: version {offered} is older than version {floor}, which this device has seen")]
-    BelowMetadataFloor {
-        /// The role.
-        role: RoleName,
-        /// The version offered.
-        offered: u64,
-        /// The highest version seen.
-        floor: u64,
-    },
-    /// The manifest of a release was refused.
-    #[error("manifest {path}")]
-    Manifest {
-        /// Its target path.
-        path: TargetPath,
-        /// Why.
-        source: plan::ManifestRefusal,
-    },
-    /// A payload that the manifest names is not listed.
-    #[error("manifest {manifest} names {payload}, which no role lists")]
-    UnlistedPayload {
-        /// Target path of the manifest.
-        manifest: TargetPath,
-        /// Target path of the payload.
-        payload: TargetPath,
-    },
-    /// The event makes no sense now.
-    #[error(transparent)]
-    Refusal(#[from] Refusal),
-    /// A port failed.
-    #[error(transparent)]
-    Port(#[from] PortError),
-    /// All slots are in use.
-    #[error("no slot is free: slot {active} is active, and there is no other")]
-    NoFreeSlot {
-        /// The active slot.
-        active: SlotId,
-    },
-}
-
-impl DriveError {
-    /// Whether something was judged and refused, as opposed to not possible now.
-    pub fn is_refusal(&self) -> bool {
-        match self {
-            Self::Client(error) => error.is_refusal(),
-            Self::Port(error) => error.kind == PortErrorKind::Refused,
-            Self::Stale { .. }
-            | Self::BelowMetadataFloor { .. }
-            | Self::Manifest { .. }
-            | Self::UnlistedPayload { .. }
-            | Self::Refusal(_) => true,
-            Self::NotProvisioned | Self::NoFreeSlot { .. } => false,
-        }
-    }
-
-    /// Whether somebody asked to stop.
-    pub fn is_stop(&self) -> bool {
-        matches!(self, Self::Port(error) if error.kind == PortErrorKind::Stopped)
-    }
-
-    /// How long the server asked to wait.
-    pub fn retry_after(&self) -> Option<Duration> {
-        let port: Option<&PortError> = match self {
-            Self::Port(error) => Some(error),
-            Self::Client(ClientError::Fetch { source, .. }) => source.downcast_ref(),
-            _ => None,
-        };
-        match port?.kind {
-            PortErrorKind::Environment { retry_after } => retry_after,
-            _ => None,
-        }
-    }
-}
-
-/// What a check found.
-#[derive(Debug)]
-pub struct Checked {
-    /// Whether the timestamp was a new one.
-    pub refreshed: Refreshed,
-    /// The release to install, judged in full.
-    pub offer: Option<Offer>,
-    /// All releases of the product and what was decided about each.
-    pub considered: Vec<Considered>,
-    /// What had to be left out, and why.
-    pub problems: Vec<ClientError>,
-    /// What withholds the update now.
-    pub held: Option<Held>,
-    /// Whether the metadata are the newest, as far as their expiry tells; never stale, which is an error.
-    pub freshness: Freshness,
-}
-
-/// An update that has to wait.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
-    /// What was asked for.
-    pub ask: Ask,
-    /// Why it has to wait; at least one.
-    pub reasons: Vec<Withheld>,
-}
-
-impl fmt::Display for Held {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let reasons: Vec<_> = self.reasons.iter().map(ToString::to_string).collect();
-        write!(f, "the {} waits: {}", self.ask.gate.word(), reasons.join("; "))
-    }
-}
-
-impl Held {
-    /// The form for `--json`.
-    pub fn to_value(&self) -> Value {
-        let reasons: Vec<_> = self.reasons.iter().map(Withheld::to_value).collect();
-        object([("gate", self.ask.gate.word().into()), ("reasons", reasons.into())])
-    }
-}
-
-/// A release that this device would install.
-#[derive(Debug, Clone)]
-pub struct Offer {
-    /// The release.
-    pub release: ReleaseRef,
-    /// Its manifest.
-    pub manifest: Manifest,
-    /// The payload of each component, in the order of the manifest.
-    pub payloads: Vec<TargetFile>,
-    /// The way of the settings.
-    pub settings: OfferedSettings,
-    /// Whether targets carry their digest in their names.
-    consistent_snapshot: bool,
-}
-
-impl Offer {
-    /// Bytes to download at most.
-    pub fn download_bytes(&self) -> u64 {
-        self.payloads
-            .iter()
-            .map(|file| file.length)
-            .fold(0, u64::saturating_add)
-    }
-}
-
-/// What the driver is doing, for people and logs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Notice {
-    /// A release goes into a slot.
-    Installing {
-        /// The release.
-        release: ReleaseRef,
-        /// The slot.
-        slot: SlotId,
-    },
-    /// A component is there already.
-    Kept {
-        /// Its name.
-        component: String,
-    },
-    /// Bytes of a payload.
-    Downloading {
-        /// The component.
-        component: String,
-        /// Bytes so far.
-        done: u64,
-        /// Bytes in all.
-        total: u64,
-    },
-    /// Bytes of a payload in a bundle, before anything changes.
-    Verifying {
-        /// The component.
-        component: String,
-        /// Bytes so far.
-        done: u64,
-        /// Bytes in all.
-        total: u64,
-    },
-    /// Bytes of an image on their way into a slot.
-    Writing {
-        /// The component.
-        component: String,
-        /// Bytes so far.
-        done: u64,
-        /// Bytes in all.
-        total: u64,
-    },
-    /// The update has to wait.
-    Held(Held),
-    /// Something about settings that could not be done.
-    Settings {
-        /// What, and why.
-        problem: String,
-    },
-    /// A step was taken.
-    Entered {
-        /// The phase.
-        phase: &'static str,
-    },
-    /// An effect is about to run.
-    Effect(Effect),
-}
-
-/// Told of each notice; `false` asks to stop.
-pub type Observer = Box<dyn FnMut(&Notice) -> bool>;
 
 /// Whether the device is about to restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -811,147 +593,4 @@ impl<M: MetadataStore, T: Transport> Driver<M, T> {
             })
         })
     }
-}
-
-/// Chooses a release, reads and judges its manifest, and finds its payloads.
-fn examine<M: MetadataStore, T: Transport>(
-    client: &mut Client<T::Source, &mut M>,
-    transport: &mut T,
-    setup: &Setup,
-    state: &State,
-    wish: &Wish,
-    refreshed: Refreshed,
-) -> Result<Checked, DriveError> {
-    let listed = client.releases(&setup.identity.product)?;
-    let decision = plan::choose(listed.found, &setup.identity, state, wish);
-    let mut considered = decision.considered;
-    let offer = match decision.chosen {
-        Some(chosen) => {
-            let offer = judge(client, transport, setup, state, &chosen)?;
-            let accepted = wish.accept_one_way || setup.accept_one_way;
-            OfferedSettings::withhold(offer, accepted, &mut considered)
-        }
-        None => None,
-    };
-    Ok(Checked {
-        refreshed,
-        offer,
-        considered,
-        problems: listed.problems,
-        held: None,
-        freshness: Freshness::Unknown,
-    })
-}
-
-fn judge<M: MetadataStore, T: Transport>(
-    client: &mut Client<T::Source, &mut M>,
-    transport: &mut T,
-    setup: &Setup,
-    state: &State,
-    chosen: &Release,
-) -> Result<Offer, DriveError> {
-    let consistent_snapshot = client.trusted().root().consistent_snapshot;
-    let input = transport.target(&chosen.path, &chosen.file, consistent_snapshot, &mut |_, _| true)?;
-    let mut bytes = Vec::new();
-    let read = input.take(limits::MANIFEST_BYTES + 1).read_to_end(&mut bytes);
-    read.map_err(|error| PortError::environment(format!("reading {}", chosen.path), Some(error.into())))?;
-    let refused = |source| DriveError::Manifest {
-        path: chosen.path.clone(),
-        source,
-    };
-    let manifest = Manifest::parse(&bytes).map_err(|error| refused(error.into()))?;
-    plan::check_manifest(&manifest, chosen, &setup.identity, &setup.classes).map_err(refused)?;
-    let mut payloads = Vec::with_capacity(manifest.components.len());
-    for component in &manifest.components {
-        let payload = &component.payload.target;
-        let file = client.find_target(payload)?;
-        payloads.push(file.ok_or_else(|| DriveError::UnlistedPayload {
-            manifest: chosen.path.clone(),
-            payload: payload.clone(),
-        })?);
-    }
-    Ok(Offer {
-        release: ReleaseRef::of_manifest(&manifest, Sha256::digest(&bytes).into()),
-        settings: settings::offered::<M, T>(client, state, &manifest, &chosen.path)?,
-        manifest,
-        payloads,
-        consistent_snapshot,
-    })
-}
-
-/// The versions that a cycle trusts, with the keys of their roles.
-struct Seen {
-    root: u64,
-    timestamp: Option<(u64, BTreeSet<String>)>,
-    snapshot: Option<(u64, BTreeSet<String>)>,
-    /// The earliest expiry of the top-level roles.
-    expires: UtcSeconds,
-}
-
-impl Seen {
-    fn of(trusted: &TrustedSet) -> Self {
-        let root = trusted.root();
-        let keys = |role: &RoleKeys| role_keys(root, role);
-        Self {
-            root: root.version,
-            timestamp: trusted
-                .timestamp()
-                .map(|timestamp| (timestamp.version, keys(&root.roles.timestamp))),
-            snapshot: trusted
-                .snapshot()
-                .map(|snapshot| (snapshot.version, keys(&root.roles.snapshot))),
-            expires: [
-                trusted.timestamp().map(|timestamp| timestamp.expires),
-                trusted.snapshot().map(|snapshot| snapshot.expires),
-                trusted.targets(&RoleName::targets()).map(|targets| targets.expires),
-            ]
-            .into_iter()
-            .flatten()
-            .fold(root.expires, UtcSeconds::min),
-        }
-    }
-
-    fn check(&self, state: &State) -> Result<(), DriveError> {
-        let below = |role, offered, floor| Err(DriveError::BelowMetadataFloor { role, offered, floor });
-        let floors = &state.floors;
-        if self.root < floors.root {
-            return below(RoleName::root(), self.root, floors.root);
-        }
-        for (role, floor, version) in [
-            (RoleName::timestamp(), &floors.timestamp, &self.timestamp),
-            (RoleName::snapshot(), &floors.snapshot, &self.snapshot),
-        ] {
-            if let Some((version, keys)) = version
-                && !floor.permits(*version, keys)
-            {
-                return below(role, *version, floor.version);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether something was refused because it has expired.
-fn is_expiry(error: &ClientError) -> bool {
-    matches!(error, ClientError::Refused(refused) if matches!(refused.reason, trusted::Refusal::Expired { .. }))
-}
-
-fn role_keys(root: &Root, role: &RoleKeys) -> BTreeSet<String> {
-    role.keyids
-        .iter()
-        .filter_map(|keyid| root.keys.get(keyid))
-        .map(|key| key.to_value().to_json())
-        .collect()
-}
-
-/// An error and its causes, joined by colons.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
