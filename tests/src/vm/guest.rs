@@ -154,8 +154,9 @@ impl Guest {
             fs::copy(&self.kernel, kernel)?;
         }
         let size = tree_size(&self.tree)?;
-        // A file system that U-Boot and GRUB read: ext2. Room for its own tables, and a mebibyte over.
-        let size = (size + size / 32 + MIB).next_multiple_of(MIB);
+        // A file system that U-Boot and GRUB read: ext2. Room for its inodes, the blocks that say where a file lies, what is
+        // kept back, and two mebibytes over.
+        let size = (size + size / 12 + 2 * MIB).next_multiple_of(MIB);
         file_system(&self.tree, size, &["-t", "ext2", "-b", "4096"], image)
     }
 }
