@@ -6,6 +6,7 @@ pub mod lie_server;
 pub mod loop_device;
 pub mod measure;
 pub mod random;
+pub mod release;
 pub mod repo_sim;
 pub mod report_server;
 pub mod sim_device;

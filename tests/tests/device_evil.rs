@@ -5,14 +5,13 @@ use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::ensure;
-use fwmeta::manifest::{Component, Encoding, Image, ImageKind, Kind, Manifest, Payload, SemVer};
-use fwmeta::target::{TargetFile, TargetPath};
+use fwmeta::manifest::{Image, ImageKind};
 use fwmeta::time::UtcSeconds;
 use fwtests::device::{Files, same};
+use fwtests::release::{component, image_of, list, manifest};
 use fwtests::repo_sim::{RepoSim, paths};
 use fwtests::sim_server::SimServer;
 use fwtests::world::{Slots, World};
-use sha2::{Digest, Sha256, Sha512};
 
 /// An entry of an archive: path, type, mode, link target, content.
 type Entry<'a> = (&'a str, u8, u32, &'a str, &'a [u8]);
@@ -46,53 +45,11 @@ fn good(version: &str) -> Vec<u8> {
     archive(&[("version", b'0', 0o644, "", version.as_bytes())])
 }
 
-fn image_of(bytes: &[u8]) -> Image {
-    Image {
-        size: bytes.len() as u64,
-        sha256: Sha256::digest(bytes).into(),
-        sha512: Sha512::digest(bytes).into(),
-    }
-}
-
 /// Signs a release whose payload is `payload` and whose manifest promises `image`.
 fn release(sim: &mut RepoSim, version: &str, sequence: u64, payload: &[u8], image: Image) -> anyhow::Result<()> {
-    let target = TargetPath::parse(&format!("router/{version}/main.tar"))?;
-    let manifest = Manifest {
-        vendor: "acme".to_owned(),
-        product: "router".to_owned(),
-        version: SemVer::parse(version).map_err(anyhow::Error::msg)?,
-        sequence,
-        security_floor: 0,
-        hardware: vec!["rev-b".to_owned()],
-        channel: "stable".to_owned(),
-        kind: Kind::Feature,
-        requires: None,
-        components: vec![Component {
-            name: "main".to_owned(),
-            slot_class: "system".to_owned(),
-            kind: ImageKind::Tar,
-            communication_function: true,
-            image,
-            payload: Payload {
-                target: target.clone(),
-                encoding: Encoding::Identity,
-            },
-            patches: Vec::new(),
-            verity_root: None,
-        }],
-        settings: None,
-        advisory: None,
-        notes: None,
-        support_end: None,
-        sbom: None,
-        provenance: None,
-        design_conformity: None,
-        extensions: std::collections::BTreeMap::new(),
-    };
-    let bytes = manifest.to_value().to_json().into_bytes();
-    let file = TargetFile::of_bytes(&bytes).with_fw(manifest.summary(None).to_value());
-    sim.add_target_file("router", &format!("router/{version}/manifest.json"), file, &bytes);
-    sim.add_target_file("router", target.as_str(), TargetFile::of_bytes(payload), payload);
+    let target = format!("router/{version}/main.tar");
+    let main = component("main", "system", ImageKind::Tar, image, &target)?;
+    list(sim, "router", &manifest(version, sequence, vec![main])?, &[payload]);
     sim.publish(&["router", "snapshot", "timestamp"]);
     Ok(())
 }

@@ -1,18 +1,16 @@
 //! Releases of several components, together or not at all; and a device with a rescue system beside its main one.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::ensure;
-use fwmeta::manifest::{Component, Encoding, Image, ImageKind, Kind, Manifest, Payload, SemVer};
-use fwmeta::target::{TargetFile, TargetPath};
+use fwmeta::manifest::ImageKind;
 use fwmeta::time::UtcSeconds;
 use fwtests::device::{Agent, CHECK, Health, Scene, files_of, noise, same};
+use fwtests::release::{component, image_of, list, manifest};
 use fwtests::repo_sim::{RepoSim, paths};
 use fwtests::sim_server::SimServer;
 use fwtests::world::{Ran, Slots, World};
-use sha2::{Digest, Sha256, Sha512};
 
 /// A tree of one file.
 fn tree(content: &str) -> Vec<u8> {
@@ -43,55 +41,14 @@ fn release(
     data: &[u8],
     promised: &[u8],
 ) -> anyhow::Result<()> {
-    let component = |name: &str, class: &str, kind, image: &[u8]| -> anyhow::Result<Component> {
-        Ok(Component {
-            name: name.to_owned(),
-            slot_class: class.to_owned(),
-            kind,
-            communication_function: true,
-            image: Image {
-                size: image.len() as u64,
-                sha256: Sha256::digest(image).into(),
-                sha512: Sha512::digest(image).into(),
-            },
-            payload: Payload {
-                target: TargetPath::parse(&format!("router/{version}/{name}"))?,
-                encoding: Encoding::Identity,
-            },
-            patches: Vec::new(),
-            verity_root: None,
-        })
+    let part = |name: &str, class: &str, kind, image: &[u8]| {
+        component(name, class, kind, image_of(image), &format!("router/{version}/{name}"))
     };
-    let manifest = Manifest {
-        vendor: "acme".to_owned(),
-        product: "router".to_owned(),
-        version: SemVer::parse(version).map_err(anyhow::Error::msg)?,
-        sequence,
-        security_floor: 0,
-        hardware: vec!["rev-b".to_owned()],
-        channel: "stable".to_owned(),
-        kind: Kind::Feature,
-        requires: None,
-        components: vec![
-            component("main", "system", ImageKind::Tar, tree)?,
-            component("data", "data", ImageKind::Raw, promised)?,
-        ],
-        settings: None,
-        advisory: None,
-        notes: None,
-        support_end: None,
-        sbom: None,
-        provenance: None,
-        design_conformity: None,
-        extensions: BTreeMap::new(),
-    };
-    let bytes = manifest.to_value().to_json().into_bytes();
-    let file = TargetFile::of_bytes(&bytes).with_fw(manifest.summary(None).to_value());
-    sim.add_target_file("router", &format!("router/{version}/manifest.json"), file, &bytes);
-    for (name, content) in [("main", tree), ("data", data)] {
-        let path = format!("router/{version}/{name}");
-        sim.add_target_file("router", &path, TargetFile::of_bytes(content), content);
-    }
+    let components = vec![
+        part("main", "system", ImageKind::Tar, tree)?,
+        part("data", "data", ImageKind::Raw, promised)?,
+    ];
+    list(sim, "router", &manifest(version, sequence, components)?, &[tree, data]);
     sim.publish(&["router", "snapshot", "timestamp"]);
     Ok(())
 }

@@ -26,10 +26,11 @@ use fwagent::ports::{
 };
 use fwmeta::client::{Cache, Fetch};
 use fwmeta::layout;
-use fwmeta::manifest::{Component, Encoding, Image, ImageKind, Kind, Manifest, Payload, SemVer};
+use fwmeta::manifest::{ImageKind, SemVer};
 use fwmeta::role::RoleName;
 use fwmeta::target::{TargetFile, TargetPath};
 use fwmeta::time::UtcSeconds;
+use fwtests::release::{component, image_of, list, manifest};
 use fwtests::repo_sim::{DAY, NOW, RepoSim};
 
 type Shared<T> = Rc<RefCell<T>>;
@@ -273,50 +274,18 @@ impl Device {
 
 /// Lists release 1.1.0 in the targets role.
 fn add_release(sim: &mut RepoSim) {
-    let image = b"image of 1.1.0".to_vec();
-    let digests = TargetFile::of_bytes(&image).hashes;
-    let target = "router/1.1.0/main.img";
-    let manifest = Manifest {
-        vendor: "acme".to_owned(),
-        product: "router".to_owned(),
-        version: SemVer::new(1, 1, 0),
-        sequence: 2,
-        security_floor: 0,
-        hardware: vec!["rev-b".to_owned()],
-        channel: "stable".to_owned(),
-        kind: Kind::Feature,
-        requires: None,
-        components: vec![Component {
-            name: "main".to_owned(),
-            slot_class: "system".to_owned(),
-            kind: ImageKind::Raw,
-            communication_function: true,
-            image: Image {
-                size: image.len() as u64,
-                sha256: digests.sha256.unwrap(),
-                sha512: *digests.sha512.unwrap(),
-            },
-            payload: Payload {
-                target: TargetPath::parse(target).unwrap(),
-                encoding: Encoding::Identity,
-            },
-            patches: Vec::new(),
-            verity_root: None,
-        }],
-        settings: None,
-        advisory: None,
-        notes: None,
-        support_end: None,
-        sbom: None,
-        provenance: None,
-        design_conformity: None,
-        extensions: BTreeMap::new(),
-    };
+    let image = b"image of 1.1.0";
+    let main = component(
+        "main",
+        "system",
+        ImageKind::Raw,
+        image_of(image),
+        "router/1.1.0/main.img",
+    )
+    .unwrap();
+    let manifest = manifest("1.1.0", 2, vec![main]).unwrap();
     manifest.validate().unwrap();
-    let bytes = manifest.to_value().to_json().into_bytes();
-    let file = TargetFile::of_bytes(&bytes).with_fw(manifest.summary(None).to_value());
-    sim.add_target_file("targets", "router/1.1.0/manifest.json", file, &bytes);
-    sim.add_target("targets", target, &image);
+    list(sim, "targets", &manifest, &[image]);
 }
 
 const TIMESTAMP: &str = "metadata/timestamp.json";

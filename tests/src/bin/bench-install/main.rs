@@ -15,15 +15,15 @@ use std::time::SystemTime;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use fwmeta::manifest::{Component, Encoding, Image, ImageKind, Kind, Manifest, Payload, SemVer};
-use fwmeta::target::{TargetFile, TargetPath};
+use fwmeta::manifest::ImageKind;
 use fwmeta::time::UtcSeconds;
 use fwtests::bins::binary;
 use fwtests::loop_device::LoopDevice;
 use fwtests::measure;
+use fwtests::release;
 use fwtests::repo_sim::{DAY, RepoSim, paths};
 use fwtests::sim_server::SimServer;
-use sha2::{Digest, Sha256, Sha512};
+use sha2::{Digest, Sha256};
 
 /// Peak memory that is allowed, in KiB, whatever the size of the image.
 const MEMORY_BUDGET: u64 = 16 * 1024;
@@ -117,47 +117,10 @@ fn install(agent: &std::path::Path, mib: usize) -> anyhow::Result<Option<measure
 }
 
 fn release(sim: &mut RepoSim, image: &[u8]) -> anyhow::Result<()> {
-    let target = TargetPath::parse("router/1.0.0/main.img")?;
-    let manifest = Manifest {
-        vendor: "acme".to_owned(),
-        product: "router".to_owned(),
-        version: SemVer::new(1, 0, 0),
-        sequence: 1,
-        security_floor: 0,
-        hardware: vec!["rev-b".to_owned()],
-        channel: "stable".to_owned(),
-        kind: Kind::Feature,
-        requires: None,
-        components: vec![Component {
-            name: "main".to_owned(),
-            slot_class: "system".to_owned(),
-            kind: ImageKind::Raw,
-            communication_function: true,
-            image: Image {
-                size: image.len() as u64,
-                sha256: Sha256::digest(image).into(),
-                sha512: Sha512::digest(image).into(),
-            },
-            payload: Payload {
-                target: target.clone(),
-                encoding: Encoding::Identity,
-            },
-            patches: Vec::new(),
-            verity_root: None,
-        }],
-        settings: None,
-        advisory: None,
-        notes: None,
-        support_end: None,
-        sbom: None,
-        provenance: None,
-        design_conformity: None,
-        extensions: std::collections::BTreeMap::new(),
-    };
-    let bytes = manifest.to_value().to_json().into_bytes();
-    let file = TargetFile::of_bytes(&bytes).with_fw(manifest.summary(None).to_value());
-    sim.add_target_file("router", "router/1.0.0/manifest.json", file, &bytes);
-    sim.add_target_file("router", target.as_str(), TargetFile::of_bytes(image), image);
+    let target = "router/1.0.0/main.img";
+    let main = release::component("main", "system", ImageKind::Raw, release::image_of(image), target)?;
+    let manifest = release::manifest("1.0.0", 1, vec![main])?;
+    release::list(sim, "router", &manifest, &[image]);
     Ok(())
 }
 
